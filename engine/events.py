@@ -1,0 +1,123 @@
+"""What the engine tells its caller, as plain data. All times are seconds on the engine's monotonic clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The model that is loaded and how it runs."""
+
+    name: str
+    family: str
+    parameter_count: int
+    device: str
+    """`cpu` or `cuda`, as torch names it (ROCm is `cuda` too)."""
+    device_name: str
+    """What people call it: `NVIDIA H100`, `CPU, 2 threads`."""
+    dtype: str
+    max_context: int
+    """Tokens that one conversation may hold, prompt and reply together."""
+    kv_pages: int
+    """Pages of the KV cache, 16 tokens each."""
+    weight_bytes: int
+    kv_bytes: int
+    operators: str
+    """`triton` or `reference`."""
+    defaults: dict[str, float | int]
+    """Sampling defaults from the checkpoint's generation_config.json (temperature, top_p, top_k, ...)."""
+
+
+@dataclass(frozen=True)
+class LoadProgress:
+    """A model is being loaded: `done` of `total` bytes, and what is going on in words."""
+
+    done: int
+    total: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    info: ModelInfo
+
+
+@dataclass(frozen=True)
+class LoadFailed:
+    """Loading failed; the thread is usable and the model that was loaded before, if any, is gone."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The request was accepted and tokenised."""
+
+    request_id: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class PrefillProgress:
+    """`done` of `total` prompt tokens are processed."""
+
+    request_id: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """New text of a reply; it never ends in half a character or in the beginning of a stop string."""
+
+    request_id: int
+    text: str
+    completion_tokens: int
+    """Tokens generated so far, this one included."""
+    time: float
+    decode_tokens_per_s: float
+    """Rate since the first token; 0 until there are two."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """The figures of a finished reply."""
+
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    completion_tokens: int
+    ttft_s: float
+    """From submission to the first token."""
+    decode_tokens_per_s: float
+    """(completion_tokens - 1) over the time from the first to the last token; 0 for a single one."""
+    total_s: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The reply is complete: all of its text, its ids (an end-of-turn token included) and its figures."""
+
+    request_id: int
+    reason: FinishReason
+    text: str
+    token_ids: tuple[int, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request ended in an error, said in one sentence; `text` is what had been generated."""
+
+    request_id: int
+    message: str
+    text: str
+
+
+LoadEvent = LoadProgress | Loaded | LoadFailed
+GenerationEvent = Queued | PrefillProgress | TextDelta | Finished | Failed
+Event = LoadEvent | GenerationEvent
