@@ -1,0 +1,274 @@
+"""Fixtures of the app's tests: a scripted engine, a home directory, converted models that only look real."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lite_llama.app.paths import Paths
+from lite_llama.engine.events import (
+    Failed,
+    Finished,
+    FinishReason,
+    Loaded,
+    LoadFailed,
+    LoadProgress,
+    ModelInfo,
+    PrefillProgress,
+    Queued,
+    TextDelta,
+    Usage,
+)
+from lite_llama.engine.request import GenerationRequest, Message
+from lite_llama.engine.thread import EngineThread, LoadOptions, Sink
+from lite_llama.models.checkpoint import MANIFEST, FileRecord, Manifest
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the fake engine answers to one request; see FakeEngine.reply."""
+
+    chunks: tuple[str, ...]
+    delay: float
+    reason: FinishReason
+    error: str | None
+    refuse: str | None
+    hold_after: int | None
+
+
+class FakeEngine(EngineThread):
+    """An engine that plays scripted replies, from threads of its own as the real one does.
+
+    `engine.reply("Hel", "lo")` queues the answer to the next request (without one it answers "Fine.");
+    `engine.requests`, `engine.loads` and `engine.cancelled` record what the app asked for. Figures are
+    fixed: TTFT 0.25 s, 20 tokens/s, one token per chunk, seed 7. A token is a word, plus four per message.
+    """
+
+    def __init__(self, max_context: int = 2048) -> None:
+        # The real constructor is not run: it would start the engine's thread.
+        self.max_context = max_context
+        self.load_error: str | None = None
+        """The next loads fail with this message."""
+        self.load_hold = threading.Event()
+        """Clear it to keep loads waiting halfway."""
+        self.load_hold.set()
+        self.requests: list[GenerationRequest] = []
+        self.loads: list[LoadOptions] = []
+        self.cancelled: list[int] = []
+        self.closed = False
+        self._replies: deque[Reply] = deque()
+        self._model: ModelInfo | None = None
+        self._cancels: dict[int, threading.Event] = {}
+        self._load_cancel = threading.Event()
+        self._release = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    # What the tests call
+
+    def reply(
+        self,
+        *chunks: str,
+        delay: float = 0.0,
+        reason: FinishReason = "stop",
+        error: str | None = None,
+        refuse: str | None = None,
+        hold_after: int | None = None,
+    ) -> None:
+        """Queue the answer to the next request.
+
+        delay: seconds before each chunk; reason: why it ends; error: fail with this message after the
+        chunks; refuse: fail with this message before the first event, as a prompt that is too long does;
+        hold_after: wait after that many chunks until `release()` or a cancel.
+        """
+        self._replies.append(Reply(chunks, delay, reason, error, refuse, hold_after))
+
+    def release(self) -> None:
+        """Let a reply that holds go on."""
+        self._release.set()
+
+    def use(self, name: str) -> None:
+        """Have a model loaded without a load."""
+        self._model = self._info(name)
+
+    def fail_running(self, message: str) -> None:
+        """End the held reply in an error, as a crash of the engine does."""
+        self._crash = message
+        self._release.set()
+
+    _crash: str | None = None
+
+    # The contract of EngineThread
+
+    def load(self, options: LoadOptions, sink: Sink) -> None:
+        self.loads.append(options)
+        self._load_cancel.clear()
+        self._start(self._load, options, sink)
+
+    def cancel_load(self) -> None:
+        self._load_cancel.set()
+
+    def unload(self) -> None:
+        self._model = None
+
+    def submit(self, request: GenerationRequest, sink: Sink) -> int:
+        self.requests.append(request)
+        request_id = len(self.requests)
+        self._cancels[request_id] = threading.Event()
+        reply = self._replies.popleft() if self._replies else Reply(("Fine.",), 0, "stop", None, None, None)
+        self._start(self._play, request_id, request, reply, sink)
+        return request_id
+
+    def cancel(self, request_id: int) -> None:
+        self.cancelled.append(request_id)
+        self._cancels[request_id].set()
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        if self._model is None:
+            return 0
+        return sum(4 + len(message.content.split()) for message in messages)
+
+    @property
+    def model(self) -> ModelInfo | None:
+        return self._model
+
+    def close(self) -> None:
+        self.closed = True
+        self._load_cancel.set()
+        for cancel in self._cancels.values():
+            cancel.set()
+        for thread in self._threads:
+            thread.join(timeout=5)
+
+    # How it plays
+
+    def _start(self, target: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _info(self, name: str) -> ModelInfo:
+        return ModelInfo(
+            name=name,
+            family="Llama",
+            parameter_count=134_515_008,
+            device="cpu",
+            device_name="CPU, 2 threads",
+            dtype="bfloat16",
+            max_context=self.max_context,
+            kv_pages=self.max_context // 16,
+            weight_bytes=269_030_016,
+            kv_bytes=94_371_840,
+            operators="reference",
+            defaults={},
+        )
+
+    def _load(self, options: LoadOptions, sink: Sink) -> None:
+        self._model = None
+        sink(LoadProgress(50, 100, "Reading the weights"))
+        while not self.load_hold.wait(0.005) and not self._load_cancel.is_set():
+            pass
+        if self._load_cancel.is_set():
+            sink(LoadFailed("Loading was cancelled."))
+        elif self.load_error is not None:
+            sink(LoadFailed(self.load_error))
+        else:
+            self._model = self._info(options.path.name)
+            sink(Loaded(self._model))
+
+    def _play(self, request_id: int, request: GenerationRequest, reply: Reply, sink: Sink) -> None:
+        if reply.refuse is not None:
+            sink(Failed(request_id, reply.refuse, ""))
+            return
+        cancel = self._cancels[request_id]
+        prompt = self.count_tokens(request.messages)
+        sink(Queued(request_id, prompt))
+        sink(PrefillProgress(request_id, prompt // 2, prompt))
+        sink(PrefillProgress(request_id, prompt, prompt))
+        done = 0
+        for chunk in reply.chunks:
+            if done == reply.hold_after:
+                self._hold(cancel)
+            if reply.delay:
+                cancel.wait(reply.delay)
+            if cancel.is_set() or self._crash:
+                break
+            done += 1
+            sink(TextDelta(request_id, chunk, done, time.monotonic(), 20.0 if done > 1 else 0.0))
+        if reply.hold_after == len(reply.chunks):
+            self._hold(cancel)
+        text = "".join(reply.chunks[:done])
+        error = self._crash or reply.error
+        if error is not None and not cancel.is_set():
+            self._crash = None
+            sink(Failed(request_id, error, text))
+            return
+        reason = "cancelled" if cancel.is_set() else reply.reason
+        usage = Usage(prompt, 0, done, 0.25, 20.0 if done > 1 else 0.0, 1.0, 7)
+        sink(Finished(request_id, reason, text, tuple(range(done)), usage))
+
+    def _hold(self, cancel: threading.Event) -> None:
+        while not cancel.is_set() and not self._release.wait(0.005):
+            pass
+        self._release.clear()
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    """A home of the test's own, still empty."""
+    return Paths(data=tmp_path / "home", config=tmp_path / "home")
+
+
+@pytest.fixture
+def engine():
+    """A FakeEngine without a model; its threads are ended after the test."""
+    fake = FakeEngine()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def make_model(paths: Paths) -> Callable[..., Path]:
+    """`make_model("tiny")` puts a converted model (without real weights) under paths.models."""
+
+    def make(name: str, source: str = "demo") -> Path:
+        directory = paths.models / name
+        directory.mkdir(parents=True)
+        config = {
+            "architectures": ["LlamaForCausalLM"],
+            "vocab_size": 128,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 2048,
+        }
+        files = {"config.json": json.dumps(config).encode(), "model.safetensors": b"\0" * 4096}
+        records = {}
+        for file, content in files.items():
+            (directory / file).write_bytes(content)
+            records[file] = FileRecord(len(content), hashlib.sha256(content).hexdigest())
+        manifest = Manifest(
+            format_version=1,
+            name=name,
+            source=source,
+            revision=None,
+            architecture="LlamaForCausalLM",
+            family="Llama",
+            dtype="bfloat16",
+            parameter_count=134_515_008,
+            created_at="2026-01-01T00:00:00Z",
+            tool_version="0.1.0",
+            files=records,
+        )
+        (directory / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        return directory
+
+    return make
