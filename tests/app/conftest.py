@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 from lite_llama.app.paths import Paths
 from lite_llama.engine.events import (
     Failed,
