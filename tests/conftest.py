@@ -1,0 +1,139 @@
+"""Tiny random checkpoints, made by transformers, for the tests of every area."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+# Digits, accents, CJK and code, so that the merges cover more than English.
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog. What is the capital of France? It is Paris.",
+    "def add(a, b):\n    return a + b\n\nfor i in range(10):\n    print(i, add(i, 1))\n",
+    "Für die Straße, señor! Ça va très bien. 12345 + 67890 = 80235; 3.14159.",
+    "你好，世界。こんにちは。🙂 Привет, мир! Hello there, how are you today?",
+]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+VOCAB_SIZE = 384
+
+# The rule of Llama 3.1/3.2, with an original context so short that tiny prompts reach the scaled part.
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+    # Wide enough that the logits are far apart: greedy tokens then do not hang on rounding.
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": _SHAPE | {"rope_parameters": LLAMA3_ROPE},
+    "Qwen2ForCausalLM": _SHAPE | {"num_attention_heads": 8},
+    # As in Qwen3-0.6B, the heads together are wider than the hidden state.
+    "Qwen3ForCausalLM": _SHAPE | {"head_dim": 32},
+}
+
+
+class MakeCheckpoint(Protocol):
+    """Writes a random Hugging Face checkpoint into `directory` and returns it.
+
+    `architecture` is LlamaForCausalLM (llama3 rope scaling, untied head), Qwen2ForCausalLM (q/k/v bias) or
+    Qwen3ForCausalLM (q/k norm, head_dim 32 with hidden 64); `config_overrides` are fields of the config,
+    such as tie_word_embeddings=True. The weights depend on `seed` alone. `max_shard_size` as in
+    save_pretrained; `dtype` is float32, float16 or bfloat16.
+    """
+
+    def __call__(
+        self,
+        architecture: str,
+        directory: Path,
+        *,
+        seed: int = 0,
+        dtype: str = "float32",
+        max_shard_size: int | str = "5GB",
+        **config_overrides: Any,
+    ) -> Path: ...
+
+
+def write_tokenizer(directory: Path) -> None:
+    """A byte-level BPE tokenizer with a ChatML template, as Qwen's is built; every text round-trips."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS * 4, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+    )
+    fast.save_pretrained(directory)
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint() -> MakeCheckpoint:
+    """A function that writes a tiny random checkpoint; see MakeCheckpoint."""
+    import torch
+    import transformers
+
+    def make(
+        architecture: str,
+        directory: Path,
+        *,
+        seed: int = 0,
+        dtype: str = "float32",
+        max_shard_size: int | str = "5GB",
+        **config_overrides: Any,
+    ) -> Path:
+        model_class = getattr(transformers, architecture)
+        config = model_class.config_class(**(_DEFAULTS[architecture] | config_overrides))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = model_class(config)
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    # transformers starts norms at 1 and biases at 0, which would hide a mix-up of either.
+                    if name.endswith("bias"):
+                        parameter.normal_(0, 0.5)
+                    elif "norm" in name:
+                        parameter.uniform_(0.5, 1.5)
+        model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=max_shard_size)
+        write_tokenizer(directory)
+        generation = {"bos_token_id": 0, "eos_token_id": [2, 0], "pad_token_id": 0, "do_sample": True}
+        generation |= {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
+        (directory / "generation_config.json").write_text(json.dumps(generation, indent=2), encoding="utf-8")
+        return directory
+
+    return make
