@@ -28,7 +28,7 @@ class Source(Protocol):
         ...
 
     def read(self, name: str) -> Tensor:
-        """One tensor on the CPU, in the source's dtype (fp32 when dequantised); no other is kept in memory."""
+        """One tensor on the CPU, in the source's dtype (fp32 when dequantised), and no other in memory."""
         ...
 
     def write_files(self, directory: Path) -> None:
