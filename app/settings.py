@@ -1,0 +1,268 @@
+"""The user's settings: what they are, their bounds and help texts, and the TOML file that they live in.
+
+A value comes from the environment (`LITE_LLAMA_<FIELD>`), else from the file, else it is the default. The
+settings screen is generated from the fields of `Settings`, so a new setting needs one line here and no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import tomlkit
+from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from tomlkit.exceptions import TOMLKitError
+
+from ..engine.request import SamplingParams
+from ..models.errors import UserError
+
+ENV_PREFIX = "LITE_LLAMA_"
+_HEADER = "Settings of lite-llama-tui. Comments that you add are kept."
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the settings screen shows a field: under which heading, and with what widget.
+
+    `auto` follows the type (a list for a Literal, else one line); `text` is several lines, `theme` lists the
+    app's themes. A field without a Form is not shown.
+    """
+
+    group: str
+    widget: Literal["auto", "text", "theme"] = "auto"
+
+
+class Settings(BaseSettings):
+    """Everything that the user can set. The constructor takes values from its arguments alone; it is
+    SettingsStore that adds the environment's, because it must know them apart when it saves."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True)
+
+    temperature: Annotated[float, Form("Sampling")] = Field(
+        0.7,
+        ge=0,
+        le=2,
+        title="Temperature",
+        description="How much chance there is in a reply; 0 always takes the likeliest token.",
+    )
+    top_p: Annotated[float, Form("Sampling")] = Field(
+        0.9,
+        gt=0,
+        le=1,
+        title="Top-p",
+        description="Choose among the likeliest tokens that together reach this probability; 1 is off.",
+    )
+    top_k: Annotated[int, Form("Sampling")] = Field(
+        0, ge=0, title="Top-k", description="Choose among this many of the likeliest tokens; 0 is off."
+    )
+    min_p: Annotated[float, Form("Sampling")] = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        title="Min-p",
+        description="Drop tokens less likely than this share of the likeliest one; 0 is off.",
+    )
+    repetition_penalty: Annotated[float, Form("Sampling")] = Field(
+        1.0,
+        ge=0.1,
+        le=10,
+        title="Repetition penalty",
+        description="Above 1 makes tokens that were already used less likely; 1 is off.",
+    )
+    max_gen_len: Annotated[int, Form("Sampling")] = Field(
+        1024, ge=1, title="Max length", description="The most tokens that one reply may have."
+    )
+    seed: Annotated[int | None, Form("Sampling")] = Field(
+        None,
+        ge=0,
+        le=2**63 - 1,
+        title="Seed",
+        description="The same seed gives the same reply; empty draws a new one each time.",
+    )
+    system_prompt: Annotated[str, Form("Conversation", "text")] = Field(
+        "",
+        title="System prompt",
+        description="What the model is told ahead of every conversation; may be empty.",
+    )
+    device: Annotated[Literal["auto", "cpu", "cuda"], Form("Model")] = Field(
+        "auto",
+        title="Device",
+        description="Where the model runs; auto takes the GPU if there is one. Counts from the next load.",
+    )
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Form("Model")] = Field(
+        "auto",
+        title="Number format",
+        description="How numbers are computed; auto suits model and device. Counts from the next load.",
+    )
+    theme: Annotated[str, Form("Appearance", "theme")] = Field(
+        "lite-llama-dark", min_length=1, title="Theme", description="The colours of the app."
+    )
+    model: str | None = Field(None, title="Model", description="The model that was used last.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings
+    ):
+        """See the class: arguments only."""
+        return (init_settings,)
+
+    def sampling_params(self) -> SamplingParams:
+        """The settings that concern one reply, as the engine takes them."""
+        return SamplingParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+            max_new_tokens=self.max_gen_len,
+        )
+
+
+def form(field: FieldInfo) -> Form | None:
+    """The field's Form, None if the settings screen does not show it."""
+    return next((item for item in field.metadata if isinstance(item, Form)), None)
+
+
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """The values of a Literal field, () for any other."""
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+
+
+def requirement(name: str) -> str:
+    """What the field's value must be, in words that follow "must be": `a number from 0 to 2`."""
+    field = Settings.model_fields[name]
+    if values := choices(field):
+        return f"one of {', '.join(values)}"
+    types = get_args(field.annotation) or (field.annotation,)
+    if str in types:
+        return "text"
+    what = "a whole number" if int in types else "a number"
+    bounds = {key: getattr(item, key) for item in field.metadata for key in _BOUNDS if hasattr(item, key)}
+    if set(bounds) == {"ge", "le"}:
+        what += f" from {bounds['ge']} to {bounds['le']}"
+    else:
+        what += ", " + " and ".join(f"{_BOUNDS[key]} {bound}" for key, bound in bounds.items())
+    return what + (", or empty" if type(None) in types else "")
+
+
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def invalid(values: Mapping[str, Any]) -> list[str]:
+    """The names of those fields in `values` whose value is not allowed. Unknown names are passed over."""
+    known = {name: value for name, value in values.items() if name in Settings.model_fields}
+    try:
+        Settings(**known)
+    except ValidationError as error:
+        return list(dict.fromkeys(str(problem["loc"][0]) for problem in error.errors()))
+    return []
+
+
+class SettingsStore:
+    """Reads and writes the settings file. Nothing in the file can keep the program from starting."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problems: list[str] = []
+        """What the last `load` had to pass over, a sentence each."""
+        self._loaded: Settings | None = None
+
+    def load(self) -> Settings:
+        """The settings; for what the file or the environment says wrongly, the defaults and a problem."""
+        document, problem = self._read()
+        self.problems = [problem] if problem else []
+        values = self._without_invalid(document.unwrap(), lambda name: f"{name} in {self.path}")
+        # The environment last: it counts above the file.
+        environment = EnvSettingsSource(Settings)()
+        values |= self._without_invalid(
+            environment, lambda name: f"{ENV_PREFIX}{name.upper()} in the environment"
+        )
+        self._loaded = Settings(**values)
+        return self._loaded
+
+    def save(self, settings: Settings) -> None:
+        """Write what changed since `load` (or the last `save`) and leave the rest of the file as it is.
+
+        A value from the environment is thus written only if the user changed it. A file that is no TOML is
+        kept beside the new one as `settings.toml.broken`. Raises UserError if the file cannot be written.
+        """
+        before = self._loaded or self.load()
+        document, problem = self._read()  # again, because the user may have edited the file in the meantime
+        changed = {name for name in Settings.model_fields if getattr(settings, name) != getattr(before, name)}
+        # A wrong value in the file is mended by what the user has now seen and saved in its place.
+        changed |= set(invalid(document.unwrap())) - set(EnvSettingsSource(Settings)())
+        try:
+            if problem:
+                os.replace(self.path, self.path.with_name(self.path.name + ".broken"))
+            for name in Settings.model_fields:
+                if name in changed:
+                    _set(document, name, getattr(settings, name))
+            if changed or problem:
+                _write(self.path, tomlkit.dumps(document))
+        except OSError as error:
+            raise UserError(
+                f"The settings cannot be saved to {self.path} ({error.strerror}): check the permissions and "
+                "the free space."
+            ) from None
+        self._loaded = settings
+
+    def _read(self) -> tuple[tomlkit.TOMLDocument, str | None]:
+        """The file (a new document if there is none, or none that can be read) and what is wrong with it."""
+        document = tomlkit.document()
+        document.add(tomlkit.comment(_HEADER))
+        try:
+            return tomlkit.parse(self.path.read_bytes().decode("utf-8-sig")), None
+        except FileNotFoundError:
+            return document, None
+        except OSError as error:
+            why = f"cannot be read ({error.strerror})"
+        except (TOMLKitError, UnicodeDecodeError) as error:
+            why = f"is no valid TOML ({error})"
+        kept = f"{self.path.name}.broken"
+        return document, f"{self.path} {why}: the defaults are used, and saving keeps it as {kept}."
+
+    def _without_invalid(self, values: Mapping[str, Any], label: Callable[[str], str]) -> dict[str, Any]:
+        """The known and valid ones of `values`; each invalid one becomes a problem, labelled by its place."""
+        bad = invalid(values)
+        self.problems += [
+            f"{label(name)} is {values[name]!r} but must be {requirement(name)}: it is ignored."
+            for name in bad
+        ]
+        return {name: values[name] for name in Settings.model_fields if name in values and name not in bad}
+
+
+def _set(document: tomlkit.TOMLDocument, name: str, value: object) -> None:
+    """Set a key in place. TOML has no null: a value of None takes the key away."""
+    if value is None:
+        document.pop(name, None)
+    elif isinstance(value, str) and "\n" in value:
+        document[name] = tomlkit.string(value, multiline=True)
+    else:
+        document[name] = value
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace the file in one step, so that a crash leaves either the old or the new one."""
+    target = path.resolve()  # the file behind a symlink, as people who version their dotfiles have it
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".new")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
