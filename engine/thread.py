@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import logging
+import queue
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .events import Event, GenerationEvent, LoadEvent, ModelInfo
+import torch
+
+from ..models.checkpoint import Checkpoint
+from ..models.errors import UserError
+from .engine import Engine
+from .events import (
+    Event,
+    Failed,
+    Finished,
+    GenerationEvent,
+    Loaded,
+    LoadEvent,
+    LoadFailed,
+    LoadProgress,
+    ModelInfo,
+)
 from .request import GenerationRequest, Message
+
+log = logging.getLogger(__name__)
 
 Sink = Callable[[Event], None]
 """Called on the engine's thread for each event; it must return at once and raise nothing."""
@@ -27,6 +50,22 @@ class LoadOptions:
     max_context: int | None = None
 
 
+class _LoadCancelled(Exception):
+    pass
+
+
+def _guarded(sink: Sink) -> Sink:
+    """A sink whose own failure is logged and does not end the engine's thread."""
+
+    def call(event: Event) -> None:
+        try:
+            sink(event)
+        except Exception:
+            log.exception("an event sink failed")
+
+    return call
+
+
 class EngineThread:
     """One model at a time, any number of requests at once.
 
@@ -34,44 +73,157 @@ class EngineThread:
     Every `load` ends in exactly one Loaded or LoadFailed, every `submit` in exactly one Finished or Failed.
     """
 
+    def __init__(self) -> None:
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._ids = itertools.count(1)
+        self._engine: Engine | None = None
+        self._cancel_load = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
     def load(self, options: LoadOptions, sink: Sink) -> None:
         """Unload what is loaded (its running requests fail) and load another model."""
-        raise NotImplementedError
+        cancel = self._cancel_load = threading.Event()
+        self._commands.put(lambda: self._load(options, _guarded(sink), cancel))
 
     def cancel_load(self) -> None:
         """Stop the load in progress, if any; it ends in LoadFailed."""
-        raise NotImplementedError
+        self._cancel_load.set()
 
     def unload(self) -> None:
         """Free the model's memory; running requests fail."""
-        raise NotImplementedError
+        self._commands.put(self._unload)
 
     def submit(self, request: GenerationRequest, sink: Sink) -> int:
-        """Start a reply and return its request id; `sink` gets Queued first."""
-        raise NotImplementedError
+        """Start a reply and return its request id; `sink` gets Queued first (or Failed)."""
+        request_id, now = next(self._ids), time.monotonic()
+        self._commands.put(lambda: self._submit(request_id, request, _guarded(sink), now))
+        return request_id
 
     def cancel(self, request_id: int) -> None:
         """End a request within one step; it ends in Finished with reason `cancelled` and the partial text."""
-        raise NotImplementedError
+        self._commands.put(lambda: self._engine and self._engine.cancel(request_id))
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
-        """Tokens of the conversation as the chat template renders it, generation prompt included; 0 when no
-        model is loaded."""
-        raise NotImplementedError
+        """Tokens of the conversation as the chat template renders it, generation prompt included.
+
+        0 when no model is loaded. Raises UserError when the template refuses the conversation.
+        """
+        engine = self._engine
+        return engine.count_tokens(messages) if engine else 0
 
     @property
     def model(self) -> ModelInfo | None:
         """The loaded model, None while there is none."""
-        raise NotImplementedError
+        engine = self._engine
+        return engine.info if engine else None
 
     def load_events(self, options: LoadOptions) -> Iterator[LoadEvent]:
-        """`load` as a blocking iterator, for the command line."""
-        raise NotImplementedError
+        """`load` as a blocking iterator, for the command line; closing it early cancels the load."""
+        events: queue.SimpleQueue = queue.SimpleQueue()
+        self.load(options, events.put)
+        try:
+            while True:
+                event = events.get()
+                yield event
+                if isinstance(event, Loaded | LoadFailed):
+                    return
+        finally:
+            self.cancel_load()
 
     def stream(self, request: GenerationRequest) -> Iterator[GenerationEvent]:
         """`submit` as a blocking iterator, for the command line; closing it early cancels the request."""
-        raise NotImplementedError
+        events: queue.SimpleQueue = queue.SimpleQueue()
+        request_id = self.submit(request, events.put)
+        try:
+            while True:
+                event = events.get()
+                yield event
+                if isinstance(event, Finished | Failed):
+                    return
+        finally:
+            self.cancel(request_id)
 
     def close(self) -> None:
         """Cancel everything, free the memory and end the thread."""
-        raise NotImplementedError
+        self.cancel_load()
+        self._commands.put(self._close)
+        self._thread.join()
+
+    # Everything below runs on the engine's thread.
+
+    def _work(self) -> None:
+        while not self._closed:
+            idle = not (self._engine and self._engine.busy)
+            try:
+                command = self._commands.get(block=idle)
+            except queue.Empty:
+                self._step()
+            else:
+                command()
+
+    def _step(self) -> None:
+        assert self._engine
+        try:
+            self._engine.step()
+        except torch.cuda.OutOfMemoryError:
+            log.exception("out of GPU memory")
+            torch.cuda.empty_cache()
+            self._engine.fail_all(
+                "The GPU ran out of memory: close other programs on it, or start a shorter chat."
+            )
+        except Exception as error:
+            log.exception("engine step failed")
+            self._engine.fail_all(f"The engine failed ({type(error).__name__}: {error}): try again.")
+
+    def _load(self, options: LoadOptions, sink: Sink, cancel: threading.Event) -> None:
+        def progress(event: LoadProgress) -> None:
+            if cancel.is_set():
+                raise _LoadCancelled
+            sink(event)
+
+        self._unload()
+        try:
+            checkpoint = Checkpoint.open(options.path)
+            self._engine = Engine(
+                checkpoint,
+                device=options.device,
+                dtype=options.dtype,
+                max_context=options.max_context,
+                progress=progress,
+            )
+        except _LoadCancelled:
+            sink(LoadFailed("Loading was cancelled."))
+        except UserError as error:
+            sink(LoadFailed(str(error)))
+        except torch.cuda.OutOfMemoryError:
+            sink(LoadFailed("The GPU ran out of memory while loading: close other programs on it."))
+        except Exception as error:
+            log.exception("loading failed")
+            sink(LoadFailed(f"Loading failed ({type(error).__name__}: {error}): convert the model again."))
+        else:
+            sink(Loaded(self._engine.info))
+
+    def _unload(self) -> None:
+        if self._engine:
+            self._engine.fail_all("The model was unloaded before the reply was finished.")
+            self._engine = None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _submit(self, request_id: int, request: GenerationRequest, sink: Sink, now: float) -> None:
+        try:
+            if not self._engine:
+                raise UserError("No model is loaded: choose one first.")
+            self._engine.submit(request_id, request, sink, now)
+        except UserError as error:
+            sink(Failed(request_id, str(error), ""))
+        except Exception as error:
+            log.exception("submitting failed")
+            sink(Failed(request_id, f"The prompt could not be prepared ({error}): try again.", ""))
+
+    def _close(self) -> None:
+        self._unload()
+        self._closed = True
