@@ -1,0 +1,198 @@
+"""Conversations on disk: what is saved comes back, whatever state the file is in."""
+
+import sqlite3
+
+import pytest
+from lite_llama.app import database
+from lite_llama.app.database import Conversation, DamagedError, Database, Turn, open_or_replace
+from lite_llama.engine.events import Usage
+from lite_llama.models.errors import UserError
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "home" / "conversations.db"
+
+
+@pytest.fixture
+async def db(path):
+    opened = await Database.open(path)
+    yield opened
+    await opened.close()
+
+
+def talk(title="Hello", *texts):
+    turns = [Turn("assistant" if number % 2 else "user", text) for number, text in enumerate(texts)]
+    return Conversation(title=title, turns=turns)
+
+
+async def test_everything_of_a_conversation_comes_back(db):
+    saved = Conversation(
+        title="Grüße",
+        system_prompt="Be brief.",
+        model="tiny",
+        settings={"temperature": 0.5},
+        turns=[
+            Turn("user", "Hi\n\tthere 🦙"),
+            Turn("assistant", "Hel", "error", "The GPU fell over.", Usage(5, 2, 3, 0.25, 20.0, 1.0, 7)),
+        ],
+    )
+    await db.save(saved, saved.turns)
+    assert await db.load(saved.id) == saved
+
+
+async def test_a_second_save_updates(db):
+    saved = talk("A", "one", "two")
+    await db.save(saved, saved.turns)
+    saved.title, saved.turns[1].text, saved.turns[1].status = "B", "two and a half", "stopped"
+    await db.save(saved, saved.turns[1:])
+    assert await db.load(saved.id) == saved
+    assert len(await db.summaries()) == 1
+
+
+async def test_summaries_are_newest_first(db):
+    talks = [talk(title, "x") for title in "abc"]
+    for one in [*talks, talks[0]]:
+        await db.save(one, one.turns)
+    assert [summary.title for summary in await db.summaries()] == ["a", "c", "b"]
+    assert [summary.turns for summary in await db.summaries()] == [1, 1, 1]
+
+
+async def test_rename_and_delete(db):
+    kept, gone = talk("kept", "x"), talk("gone", "x", "y")
+    for one in (kept, gone):
+        await db.save(one, one.turns)
+    await db.rename(kept.id, "renamed")
+    await db.delete(gone.id)
+    assert [summary.title for summary in await db.summaries()] == ["renamed"]
+    with pytest.raises(UserError, match="no longer there"):
+        await db.load(gone.id)
+    orphans = await db._value(
+        "SELECT count(*) FROM messages WHERE conversation_id != (SELECT id FROM conversations)"
+    )
+    assert orphans == 0
+
+
+async def test_removing_the_last_turn_removes_the_conversation(db):
+    saved = talk("t", "one", "two")
+    await db.save(saved, saved.turns)
+    await db.remove_turns(saved, saved.turns[1:])
+    assert [turn.text for turn in (await db.load(saved.id)).turns] == ["one"]
+    await db.remove_turns(saved, saved.turns)
+    assert await db.summaries() == []
+
+
+async def test_replies_that_a_crash_cut_off_become_stopped(db):
+    whole, cut = talk("whole", "q", "a"), talk("cut", "q", "half an ans")
+    cut.turns[1].status = "streaming"
+    for one in (cut, whole):
+        await db.save(one, one.turns)
+    assert await db.recover() == cut.id
+    assert [turn.status for turn in (await db.load(cut.id)).turns] == ["complete", "stopped"]
+    assert await db.recover() is None
+
+
+async def test_what_was_saved_survives_without_a_close(db, path):
+    saved = talk("t", "one")
+    await db.save(saved, saved.turns)
+    other = await Database.open(path)  # as the next start after kill -9: nothing was checkpointed or closed
+    try:
+        assert await other.load(saved.id) == saved
+    finally:
+        await other.close()
+
+
+@pytest.mark.parametrize("garbage", [b"this is no database", b"SQLite format 3\0" + b"\x55" * 5000])
+async def test_a_damaged_file_is_moved_aside(path, garbage):
+    path.parent.mkdir()
+    path.write_bytes(garbage)
+    with pytest.raises(DamagedError):
+        await Database.open(path)
+    opened, notice = await open_or_replace(path)
+    try:
+        assert await opened.summaries() == []
+    finally:
+        await opened.close()
+    assert path.with_name("conversations.db.damaged-1").read_bytes() == garbage
+    assert notice is not None
+    assert "conversations.db.damaged-1" in notice
+
+
+async def test_damage_deep_in_the_file_is_found(db, path):
+    for number in range(60):
+        one = talk(f"conversation {number}", "x" * 500)
+        await db.save(one, one.turns)
+    await db.close()
+    content = bytearray(path.read_bytes())
+    content[8192:16384] = b"\xff" * 8192
+    path.write_bytes(content)
+    opened, notice = await open_or_replace(path)
+    await opened.close()
+    assert notice is not None
+
+
+async def test_a_locked_file_is_waited_for_then_named(db, path):
+    saved = talk("t", "one")
+    await db.save(saved, saved.turns)
+    locker = sqlite3.connect(path)
+    locker.execute("BEGIN EXCLUSIVE")
+    try:
+        patient = await Database.open(path, busy_timeout_s=0.05)
+        with pytest.raises(UserError, match="locked"):
+            await patient.save(saved, saved.turns)
+        await patient.close()
+    finally:
+        locker.rollback()
+        locker.close()
+    await db.save(saved, saved.turns)
+
+
+async def test_a_directory_in_its_place_leaves_the_session_in_memory(path):
+    path.mkdir(parents=True)
+    opened, notice = await open_or_replace(path)
+    saved = talk("t", "one")
+    await opened.save(saved, saved.turns)
+    assert await opened.load(saved.id) == saved
+    await opened.close()
+    assert notice is not None
+    assert "not saved" in notice
+
+
+async def test_migrations_run_once_each_and_keep_the_data(db, path, monkeypatch):
+    saved = talk("t", "one")
+    await db.save(saved, saved.turns)
+    await db.close()
+    added = "CREATE TABLE tags (name TEXT); INSERT INTO tags SELECT title FROM conversations"
+    monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, added))
+    for _ in range(2):
+        newer = await Database.open(path)
+        assert await newer._value("PRAGMA user_version") == len(database.MIGRATIONS)
+        assert await newer._value("SELECT count(*) FROM tags WHERE name = 't'") == 1
+        assert await newer.load(saved.id) == saved
+        await newer.close()
+
+
+async def test_a_failed_migration_changes_nothing(db, path, monkeypatch):
+    saved = talk("t", "one")
+    await db.save(saved, saved.turns)
+    await db.close()
+    good = database.MIGRATIONS
+    monkeypatch.setattr(database, "MIGRATIONS", (*good, "CREATE TABLE tags (name TEXT); SELECT nonsense"))
+    with pytest.raises(UserError):
+        await Database.open(path)
+    monkeypatch.setattr(database, "MIGRATIONS", good)
+    reopened = await Database.open(path)
+    assert await reopened.load(saved.id) == saved
+    assert await reopened._value("SELECT count(*) FROM sqlite_master WHERE name = 'tags'") == 0
+    await reopened.close()
+
+
+async def test_a_newer_file_is_left_alone(db, path, monkeypatch):
+    await db.close()
+    before = path.read_bytes()
+    monkeypatch.setattr(database, "MIGRATIONS", ())
+    opened, notice = await open_or_replace(path)
+    await opened.close()
+    assert notice is not None
+    assert "newer version" in notice
+    assert path.read_bytes() == before
