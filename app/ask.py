@@ -1,0 +1,113 @@
+"""One question, one answer, on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from ..engine.events import Event, Failed, Finished, Loaded, LoadFailed, LoadProgress, ModelInfo, TextDelta
+from ..engine.request import GenerationRequest, Message, SamplingParams
+from ..engine.thread import EngineThread, LoadOptions
+from ..models.checkpoint import Checkpoint
+from ..models.errors import UserError
+from .interrupt import on_interrupt
+from .settings import Settings
+
+_PARAMS = tuple(field.name for field in fields(SamplingParams))
+
+
+def check_images(images: list[Path], checkpoint: Checkpoint) -> None:
+    """Refuse images: no model that this version converts can look at them. Raises UserError."""
+    for image in images:
+        if not image.is_file():
+            raise UserError(f"There is no image file {image}: check the path.")
+    if images:
+        raise UserError(
+            f"{checkpoint.path.name} is a text-only model ({checkpoint.manifest.family}) and takes no image: "
+            f"ask without --image."
+        )
+
+
+def conversation(prompt: str, system: str) -> tuple[Message, ...]:
+    """The messages of a single question; an empty system prompt is left out."""
+    question = Message("user", prompt)
+    return (Message("system", system), question) if system else (question,)
+
+
+def from_settings(settings: Settings) -> dict[str, Any]:
+    """What the user has set for sampling, by SamplingParams' names.
+
+    Settings that were never set are left out, so that they do not hide the model's own defaults.
+    """
+    chosen = settings.model_dump(include=settings.model_fields_set)
+    return chosen | {"max_new_tokens": chosen.get("max_gen_len")}
+
+
+def merge_params(*layers: Mapping[str, Any]) -> SamplingParams:
+    """Sampling parameters from mappings by their names, a later one winning; None means not given.
+
+    Raises ValueError for a value out of bounds.
+    """
+    chosen: dict[str, Any] = {}
+    for layer in layers:
+        chosen |= {name: layer[name] for name in _PARAMS if layer.get(name) is not None}
+    return SamplingParams(**chosen)
+
+
+def load(engine: EngineThread, options: LoadOptions, tell: Callable[[str], object]) -> ModelInfo:
+    """Load the model, telling what goes on. Raises UserError when that fails or Ctrl-C is pressed."""
+    events: SimpleQueue[Event | None] = SimpleQueue()  # None: Ctrl-C
+    with on_interrupt(lambda: events.put(None)):
+        engine.load(options, events.put)
+        while True:
+            match events.get():
+                case None:
+                    engine.cancel_load()
+                case LoadProgress(text=text):
+                    tell(text)
+                case Loaded(info=info):
+                    return info
+                case LoadFailed(message=message):
+                    raise UserError(message)
+
+
+def answer(engine: EngineThread, request: GenerationRequest, on_text: Callable[[str], object]) -> Finished:
+    """Generate the reply; `on_text` gets each piece of it as it comes.
+
+    Ctrl-C ends the reply, which is then Finished with reason `cancelled`. Raises UserError when it fails.
+    """
+    events: SimpleQueue[Event | None] = SimpleQueue()  # None: Ctrl-C
+    with on_interrupt(lambda: events.put(None)):
+        request_id = engine.submit(request, events.put)
+        while True:
+            match events.get():
+                case None:
+                    engine.cancel(request_id)
+                case TextDelta(text=text):
+                    on_text(text)
+                case Finished() as finished:
+                    return finished
+                case Failed(message=message):
+                    raise UserError(message)
+
+
+def as_json(info: ModelInfo, finished: Finished) -> dict[str, Any]:
+    """The object that `ask --json` prints."""
+    usage = finished.usage
+    return {
+        "text": finished.text,
+        "finish_reason": finished.reason,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "token_ids": list(finished.token_ids),
+        "cached_prompt_tokens": usage.cached_prompt_tokens,
+        "ttft_s": usage.ttft_s,
+        "decode_tokens_per_s": usage.decode_tokens_per_s,
+        "model": info.name,
+        "device": info.device,
+        "dtype": info.dtype,
+        "seed": usage.seed,
+    }

@@ -1,0 +1,410 @@
+"""The command line. Every command imports what it needs in its body: `--help` has to be quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from .. import __version__
+from ..models.errors import UserError
+from . import log
+from .interrupt import on_interrupt
+from .library import NO_MODEL, find, scan
+from .paths import HOME_VARIABLE, Paths
+from .text import format_bytes, format_count, format_seconds, inert, one_line
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Commands(TyperGroup):
+    """Runs the command and turns what escapes from it into one sentence on stderr and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        paths = Paths.default()
+        log.set_up(paths.log)
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
+            raise  # typer knows: usage errors exit with 2, a reader that went away is no error worth telling
+        except UserError as error:
+            message = str(error)
+        except KeyboardInterrupt:
+            message = "Stopped."
+        except Exception as error:
+            if os.environ.get(log.DEBUG_VARIABLE):
+                raise
+            message = log.record(error, paths.log)
+        typer.echo(f"error: {one_line(message)}", err=True)
+        raise typer.Exit(1)
+
+
+app = typer.Typer(
+    name="lite-llama-tui",
+    cls=Commands,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models = typer.Typer(help="List, remove and check the converted models.")
+app.add_typer(models, name="models")
+
+
+def main() -> None:
+    """Entry point of the `lite-llama-tui` command."""
+    app(prog_name="lite-llama-tui")
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"lite-llama-tui {__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog="Exit codes: 0 done, 1 failed or stopped with Ctrl-C, 2 wrong usage. The variable "
+    f"{HOME_VARIABLE} moves all data to another directory.",
+)
+def open_app(
+    ctx: typer.Context,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Open the app with this converted model.")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Chat with open models in the terminal. Without a command the full-screen app opens."""
+    if ctx.invoked_subcommand:
+        if model is not None:
+            raise typer.BadParameter("goes after the command", param_hint="--model")
+        return
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UserError("The app needs a terminal: for scripts and pipes there is lite-llama-tui ask.")
+    from . import tui
+
+    paths = Paths.default()
+    if model is not None:
+        model = find(paths.models, model).path.name
+    raise typer.Exit(tui.run(paths, model))
+
+
+@app.command(
+    epilog="Sampling values come from the option, else from the settings file where it sets them, else from "
+    "the model's generation_config.json, else temperature 0.7, top-p 0.9 and the rest off. The reply goes to "
+    "stdout as it is generated. Ctrl-C ends the reply: what was generated stands, and the exit code is 1."
+)
+def ask(
+    prompt: Annotated[
+        str | None, typer.Argument(help="The question; - (or nothing, with a pipe) reads it from stdin.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A converted model or its directory; default: the one used last, or the only one.",
+        ),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System prompt; default: the settings file's.")
+    ] = None,
+    max_gen_len: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Most tokens to generate; default: until the context is full."),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="X", help="0 always takes the likeliest token.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Sample from the likeliest tokens that together reach X."),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="N", help="Sample from the N likeliest tokens; 0: all.")
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Leave out tokens less likely than X times the likeliest."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(metavar="X", help="Above 1 makes tokens that were used less likely.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Makes sampling repeatable; default: drawn anew.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End the reply before this text; may be given several times."),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Show the model an image; may be given several times."),
+    ] = None,
+    device: Annotated[
+        Device | None, typer.Option(help="auto takes a GPU when there is one; default: the settings file's.")
+    ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(help="auto suits the stored weights and the device; default: the settings file's."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object with the reply and its figures instead.")
+    ] = False,
+) -> None:
+    """Ask one question and print the answer."""
+    text = _read_prompt(prompt)
+    paths = Paths.default()
+    settings = _load_settings(paths)
+    checkpoint = find(paths.models, model, settings.model)
+    given = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "max_new_tokens": max_gen_len,
+        "stop": tuple(stop or ()),
+    }
+    with _console().status("Starting the engine") as status:
+        from . import ask as one_shot  # imports torch, which takes seconds
+
+        one_shot.check_images(image or [], checkpoint)
+        asked = (one_shot.from_settings(settings), given)
+        try:
+            one_shot.merge_params(*asked)  # before the load, which is slow
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        with closing(one_shot.EngineThread()) as engine:
+            options = one_shot.LoadOptions(
+                checkpoint.path, device or settings.device, dtype or settings.dtype
+            )
+            info = one_shot.load(engine, options, lambda step: status.update(one_line(step)))
+            status.stop()
+            request = one_shot.GenerationRequest(
+                one_shot.conversation(text, settings.system_prompt if system is None else system),
+                one_shot.merge_params(info.defaults, *asked),
+            )
+            finished = one_shot.answer(engine, request, _ignore if as_json else _print_piece)
+    if as_json:
+        typer.echo(json.dumps(one_shot.as_json(info, finished)))
+    elif not finished.text.endswith("\n"):
+        typer.echo()
+    if finished.reason == "cancelled":
+        raise typer.Exit(1)
+
+
+def _read_prompt(prompt: str | None) -> str:
+    """The argument, or stdin for `-` and for no argument in a pipe."""
+    if prompt is None and sys.stdin.isatty():
+        raise typer.BadParameter("say what to ask, or pipe it in", param_hint="PROMPT")
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8") if prompt in (None, "-") else str(prompt)
+        text.encode("utf-8")  # an argument that is no UTF-8 reaches us with lone surrogates
+    except UnicodeError:
+        raise UserError("The prompt is not UTF-8 text: convert it first, for example with iconv.") from None
+    if not text.strip():
+        raise UserError("The prompt is empty: say what to ask.")
+    return text
+
+
+def _print_piece(text: str) -> None:
+    """Write a piece of the reply at once; what reaches a terminal is made inert."""
+    sys.stdout.write(inert(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def _ignore(text: str) -> None:
+    """Takes the pieces of a reply that is printed as a whole."""
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A checkpoint directory, a .gguf file, a Hub repo id such as Qwen/Qwen3-0.6B, or demo."
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What to call the model; default: after the source.")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="What to store the weights in; auto: as the source.")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace a model of the same name.")] = False,
+) -> None:
+    """Convert a model to the lite_llama format, downloading it first where need be."""
+    console = _console()
+    paths = Paths.default()
+    cancel = threading.Event()
+    with on_interrupt(cancel.set):
+        with console.status("Starting"):
+            from ..converter import Cancelled, clean_up
+            from ..converter import convert as run
+            from . import progress
+
+        freed = clean_up(paths.models, paths.downloads)
+        if freed:
+            typer.echo(f"Removed {format_bytes(freed)} that a killed conversion had left.", err=True)
+        events = run(
+            source, paths.models, paths.downloads, name=name, dtype=dtype, force=force, cancel=cancel
+        )
+        try:
+            done = progress.show(events, console)
+        except Cancelled:
+            kept = paths.downloads.is_dir() and any(paths.downloads.iterdir())
+            raise UserError(
+                "Stopped: the part that is downloaded is kept for the next try, nothing else was left behind."
+                if kept
+                else "Stopped: nothing was left behind."
+            ) from None
+    name, manifest = done.checkpoint.path.name, done.checkpoint.manifest
+    typer.echo(
+        f"Converted {name} ({format_count(manifest.parameter_count)} parameters, "
+        f"{format_bytes(done.checkpoint.size)}, {manifest.dtype}) in {format_seconds(done.seconds)}. "
+        f"Chat with it: lite-llama-tui --model {shlex.quote(name)}"
+    )
+
+
+@models.callback(invoke_without_command=True)
+def list_models(
+    ctx: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
+) -> None:
+    """List, remove and check the converted models. Without a command they are listed."""
+    if ctx.invoked_subcommand:
+        return
+    library = scan(Paths.default().models)
+    for sentence in library.damage.values():
+        typer.echo(f"warning: {one_line(sentence)}", err=True)
+    rows = [
+        {
+            "name": checkpoint.path.name,
+            "family": checkpoint.manifest.family,
+            "parameters": checkpoint.manifest.parameter_count,
+            "dtype": checkpoint.manifest.dtype,
+            "bytes": checkpoint.size,
+            "context": checkpoint.config.max_position,
+            "source": checkpoint.manifest.source,
+            "path": str(checkpoint.path),
+        }
+        for checkpoint in library.models
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows))
+    elif rows:
+        _print_models(rows)
+    else:
+        typer.echo(NO_MODEL)
+
+
+def _print_models(rows: list[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in ("Name", "Family", "Parameters", "Dtype", "Size", "Context", "Source"):
+        is_number = header in ("Parameters", "Size", "Context")
+        table.add_column(header, justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        cells = (
+            row["name"],
+            row["family"],
+            format_count(row["parameters"]),
+            row["dtype"],
+            format_bytes(row["bytes"]),
+            f"{row['context']:,}",
+            row["source"],
+        )
+        table.add_row(*(Text(one_line(cell)) for cell in cells))
+    # Into a file or a pipe, lines are as long as they need to be.
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+
+
+@models.command("rm")
+def remove_model(
+    name: Annotated[str, typer.Argument(help="The model to delete.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a converted model."""
+    paths = Paths.default()
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError(f"Nobody is there to be asked: delete {name} with --yes.")
+        if not typer.confirm(f"Delete the model {one_line(name)}?"):
+            raise UserError("Nothing was deleted.")
+    from ..converter import remove
+
+    typer.echo(f"Deleted {one_line(name)}: {format_bytes(remove(paths.models, name))} are free again.")
+
+
+@models.command("verify")
+def verify_models(
+    name: Annotated[str | None, typer.Argument(help="The model to check; default: all.")] = None,
+) -> None:
+    """Read every file of the models again and compare the checksums."""
+    paths = Paths.default()
+    library = scan(paths.models)
+    checkpoints = library.models if name is None else (find(paths.models, name),)
+    damage = list(library.damage.values()) if name is None else []
+    if not checkpoints and not damage:
+        raise UserError(NO_MODEL)
+    for checkpoint in checkpoints:
+        try:
+            checkpoint.verify(force=True)
+        except UserError as error:
+            damage.append(str(error))
+        else:
+            typer.echo(
+                f"{one_line(checkpoint.path.name)}: all {len(checkpoint.manifest.files)} files are sound"
+            )
+    for sentence in damage:
+        typer.echo(f"error: {one_line(sentence)}", err=True)
+    if damage:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Tell what this machine has, what will run where and why, and what is wrong."""
+    with _console().status("Looking around"):
+        from . import doctor as examination
+
+        report = examination.examine(Paths.default())
+    if as_json:
+        typer.echo(json.dumps(report.as_dict()))
+    else:
+        typer.echo(inert(report.as_text()))
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def _console() -> Any:
+    """A rich console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _load_settings(paths: Paths) -> Any:
+    from .settings import SettingsStore
+
+    store = SettingsStore(paths.settings)
+    settings = store.load()
+    for problem in store.problems:
+        typer.echo(f"warning: {one_line(problem)}", err=True)
+    return settings

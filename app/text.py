@@ -1,0 +1,50 @@
+"""Text for people: quantities in words, and foreign text made harmless for a terminal."""
+
+from __future__ import annotations
+
+import re
+
+# C0 and C1 control characters but tab and newline, and lone surrogates: they move the cursor, set the
+# window's title, or cannot be encoded at all. A model's reply or a file's name may hold any of them.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def inert(text: str) -> str:
+    """`text` without the characters that a terminal acts on; newlines and tabs stay."""
+    return _CONTROLS.sub("", text)
+
+
+def one_line(text: str) -> str:
+    """`text` as one inert line."""
+    return " ".join(inert(text).split())
+
+
+def format_bytes(count: float) -> str:
+    """Bytes in decimal units, as disks and downloads are sold: 269 MB, 2.5 GB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{_three_digits(count)} {unit}"
+        count /= 1000
+    return f"{_three_digits(count)} TB"
+
+
+def format_count(count: float) -> str:
+    """A number of parameters: 135M, 1.24B."""
+    for unit in ("", "K", "M"):
+        if count < 999.5:
+            return f"{_three_digits(count)}{unit}"
+        count /= 1000
+    return f"{_three_digits(count)}B"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration: 0.8 s, 42 s, 3 min 20 s."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits without an exponent or trailing zeros."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
