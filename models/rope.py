@@ -58,8 +58,8 @@ def _yarn(frequencies: Tensor, rope: RopeConfig, head_dim: int) -> tuple[Tensor,
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, head_dim - 1)
     ramp = (torch.arange(head_dim // 2).float() - first) / max(last - first, 0.001)
-    stretched = ramp.clamp(0, 1)
-    scaled = frequencies / factor * stretched + frequencies * (1 - stretched)
+    kept = 1 - ramp.clamp(0, 1)
+    scaled = frequencies / factor * (1 - kept) + frequencies * kept
     return scaled, _yarn_attention_factor(rope, factor)
 
 
