@@ -43,7 +43,7 @@ MIGRATIONS = (
         role TEXT NOT NULL,
         content TEXT NOT NULL,
         status TEXT NOT NULL,
-        error TEXT NOT NULL,
+        note TEXT NOT NULL,
         figures TEXT,                   -- JSON of engine.events.Usage
         created REAL NOT NULL
     );
@@ -58,12 +58,12 @@ def _new_id() -> str:
 
 @dataclass
 class Turn:
-    """One message of a conversation; `error` says what went wrong when the status is `error`."""
+    """One message of a conversation; `note` says why a reply ended early, where there is more to say."""
 
     role: Role
     text: str
     status: Status = "complete"
-    error: str = ""
+    note: str = ""
     figures: Usage | None = None
     id: str = field(default_factory=_new_id)
     created: float = field(default_factory=time.time)
@@ -170,7 +170,7 @@ class Database:
                     "role": turn.role,
                     "content": turn.text,
                     "status": turn.status,
-                    "error": turn.error,
+                    "note": turn.note,
                     "figures": json.dumps(asdict(turn.figures)) if turn.figures else None,
                     "created": turn.created,
                 }
@@ -192,8 +192,8 @@ class Database:
             )
             await run.executemany(
                 "INSERT INTO messages VALUES (:id, :conversation_id, :parent_id, :position, :role, :content, "
-                ":status, :error, :figures, :created) ON CONFLICT (id) DO UPDATE SET "
-                "content = excluded.content, status = excluded.status, error = excluded.error, "
+                ":status, :note, :figures, :created) ON CONFLICT (id) DO UPDATE SET "
+                "content = excluded.content, status = excluded.status, note = excluded.note, "
                 "figures = excluded.figures",
                 rows,
             )
@@ -217,7 +217,7 @@ class Database:
             )
             found = await cursor.fetchone()
             rows = await self._connection.execute_fetchall(
-                "SELECT role, content, status, error, figures, id, created FROM messages "
+                "SELECT role, content, status, note, figures, id, created FROM messages "
                 "WHERE conversation_id = ? ORDER BY position",
                 (conversation_id,),
             )
@@ -225,8 +225,8 @@ class Database:
             raise UserError("That conversation is no longer there: choose another.")
         title, created, model, settings, system_prompt = found
         turns = [
-            Turn(role, content, status, error, _figures(figures), turn_id, when)
-            for role, content, status, error, figures, turn_id, when in rows
+            Turn(role, content, status, note, _figures(figures), turn_id, when)
+            for role, content, status, note, figures, turn_id, when in rows
         ]
         return Conversation(
             title, system_prompt, model, json.loads(settings), turns, conversation_id, created

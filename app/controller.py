@@ -1,0 +1,581 @@
+"""The conversation and the model in use, without any widget: what the user can do, and what comes of it.
+
+The controller talks to the engine's thread and to the database, and tells the screen what happened through
+one callback. All of it runs on the event loop; only the engine's sink is called from elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from ..engine.events import (
+    Event,
+    Failed,
+    Finished,
+    Loaded,
+    LoadFailed,
+    LoadProgress,
+    ModelInfo,
+    PrefillProgress,
+    Queued,
+    TextDelta,
+)
+from ..engine.request import GenerationRequest, Message
+from ..models.errors import UserError
+from .database import Conversation, Database, Status, Summary, Turn
+from .incoming import title_of
+
+if TYPE_CHECKING:  # the engine's thread imports torch, which takes seconds: the screen must be up before
+    from ..engine.thread import EngineThread
+    from .settings import Settings
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+TELL_EVERY_S = 0.1
+SAVE_EVERY_S = 1.0
+COUNT_AFTER_S = 0.2
+CLOSE_TIMEOUT_S = 5.0
+_STATUS: dict[str, Status] = {"stop": "complete", "length": "length", "cancelled": "stopped"}
+INTERNAL_ERROR = "Something went wrong in the program itself; the log file has the details."
+
+
+@dataclass(frozen=True)
+class ConversationShown:
+    """Another conversation is the current one: show all of it."""
+
+    conversation: Conversation
+
+
+@dataclass(frozen=True)
+class TurnAdded:
+    turn: Turn
+
+
+@dataclass(frozen=True)
+class TurnChanged:
+    """The turn's text, status or figures are others than before; show it anew."""
+
+    turn: Turn
+
+
+@dataclass(frozen=True)
+class TurnRemoved:
+    turn: Turn
+
+
+@dataclass(frozen=True)
+class PromptRead:
+    """The model is reading the prompt: `done` of `total` tokens."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class TextAdded:
+    """The reply goes on: `text` was added to the turn; the figures are the engine's."""
+
+    turn: Turn
+    text: str
+    completion_tokens: int
+    tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class PromptReturned:
+    """What was sent could not be started: it belongs back in the input."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ModelLoading:
+    name: str
+    done: int
+    total: int
+    text: str
+
+
+@dataclass(frozen=True)
+class ModelReady:
+    info: ModelInfo
+
+
+@dataclass(frozen=True)
+class ModelFailed:
+    name: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ContextUsed:
+    """`used` of `limit` tokens of the context, the draft in the input included."""
+
+    used: int
+    limit: int
+
+
+@dataclass(frozen=True)
+class Told:
+    """Something the user should know."""
+
+    text: str
+    severity: Literal["information", "warning", "error"] = "warning"
+
+
+ControllerEvent = (
+    ConversationShown
+    | TurnAdded
+    | TurnChanged
+    | TurnRemoved
+    | PromptRead
+    | TextAdded
+    | PromptReturned
+    | ModelLoading
+    | ModelReady
+    | ModelFailed
+    | ContextUsed
+    | Told
+)
+Listener = Callable[[ControllerEvent], Awaitable[None]]
+
+
+class Inbox:
+    """Hands the events of the engine's thread over to the event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._events: list[Event] = []
+        self._any = asyncio.Event()
+        self._last = asyncio.Event()
+
+    def sink(self, event: Event) -> None:
+        """Called on the engine's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the app is gone
+            self._loop.call_soon_threadsafe(self._receive, event)
+
+    def _receive(self, event: Event) -> None:
+        self._events.append(event)
+        self._any.set()
+        if isinstance(event, Finished | Failed | Loaded | LoadFailed):
+            self._last.set()
+
+    async def batches(self) -> AsyncIterator[list[Event]]:
+        """What has come in, the first at once and then at most every TELL_EVERY_S, up to the last event."""
+        while True:
+            await self._any.wait()
+            self._any.clear()
+            events, self._events = self._events, []
+            yield events
+            if self._last.is_set() and not self._events:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._last.wait(), TELL_EVERY_S)
+
+
+class Controller:
+    """One conversation at a time; `tell` is awaited with each event, in order."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        models_dir: Path,
+        create_engine: Callable[[], EngineThread],
+        tell: Listener,
+    ) -> None:
+        self.database = database
+        self.settings = settings
+        self.models_dir = models_dir
+        self.engine: EngineThread | None = None
+        self.conversation = Conversation(system_prompt=settings.system_prompt)
+        self._create_engine = create_engine
+        self._starting: asyncio.Task[EngineThread] | None = None
+        self._listener = tell
+        self._reply: asyncio.Task[None] | None = None
+        self._stop = asyncio.Event()
+        self._request_id: int | None = None
+        self._load: asyncio.Task[None] | None = None
+        self._count: asyncio.Task[None] | None = None
+        self._draft = ""
+        self._saving_failed = False
+
+    # State
+
+    @property
+    def model(self) -> ModelInfo | None:
+        return self.engine.model if self.engine else None
+
+    @property
+    def replying(self) -> bool:
+        """A reply is being written, or waits for the model."""
+        return self._reply is not None and not self._reply.done()
+
+    @property
+    def loading(self) -> bool:
+        return self._load is not None and not self._load.done()
+
+    @property
+    def last_reply(self) -> Turn | None:
+        """The reply at the end of the conversation, if that is where it ends."""
+        turns = self.conversation.turns
+        return turns[-1] if turns and turns[-1].role == "assistant" else None
+
+    @property
+    def can_continue(self) -> bool:
+        """Whether the last reply was cut off and has a part to go on from."""
+        reply = self.last_reply
+        return bool(
+            not self.replying and reply and reply.text and reply.status in ("stopped", "length", "error")
+        )
+
+    # Start and end
+
+    async def start(self) -> None:
+        """Show the conversation that a crash cut off, or an empty one."""
+        with contextlib.suppress(_Told):
+            if interrupted := await self._attempt(self.database.recover()):
+                self.conversation = await self._attempt(self.database.load(interrupted))
+                await self._tell(
+                    Told("The last reply was cut off when the program ended: you can continue it.")
+                )
+        await self._tell(ConversationShown(self.conversation))
+
+    async def start_engine(self) -> EngineThread:
+        """The engine, brought up on first use; that takes seconds and happens on another thread."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(asyncio.to_thread(self._create_engine))
+        self.engine = engine = await asyncio.shield(self._starting)
+        return engine
+
+    async def close(self) -> None:
+        """Stop the reply, save what there is of it, close the database. The engine is left to the caller."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.cancel(), CLOSE_TIMEOUT_S)
+        if self.engine and self.loading:
+            self.engine.cancel_load()
+        tasks = [task for task in (self._reply, self._load, self._count) if task and not task.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.database.close()
+
+    # The model
+
+    async def load_model(self, name: str) -> None:
+        """Load a converted model; returns at once, ModelReady or ModelFailed tells the outcome."""
+        await self.cancel()
+        if self._load is not None and self.loading:
+            self._load.cancel()
+            if self.engine:
+                self.engine.cancel_load()
+        self._load = asyncio.create_task(self._load_model(name))
+
+    async def _load_model(self, name: str) -> None:
+        await self._tell(ModelLoading(name, 0, 0, "Starting the engine"))
+        try:
+            engine = await self.start_engine()
+            from ..engine.thread import LoadOptions  # now that torch is there, this is quick
+
+            inbox = Inbox()
+            options = LoadOptions(self.models_dir / name, self.settings.device, self.settings.dtype)
+            engine.load(options, inbox.sink)
+            async for events in inbox.batches():
+                match events[-1]:
+                    case LoadProgress(done, total, text):
+                        await self._tell(ModelLoading(name, done, total, text))
+                    case Loaded():
+                        await self.use_loaded_model()
+                    case LoadFailed(message):
+                        await self._tell(ModelFailed(name, message))
+        except Exception:
+            log.exception("loading %s failed", name)
+            await self._tell(ModelFailed(name, INTERNAL_ERROR))
+
+    async def use_loaded_model(self) -> None:
+        """Tell that the engine has a model, be it loaded here or by the wizard."""
+        if self.model is not None:
+            await self._tell(ModelReady(self.model))
+            self._count_soon()
+
+    # Settings and draft
+
+    def set_settings(self, settings: Settings) -> None:
+        """Use other settings from the next reply on; a changed system prompt counts for this conversation."""
+        if settings.system_prompt != self.settings.system_prompt:
+            self.conversation.system_prompt = settings.system_prompt
+        self.settings = settings
+        self._count_soon()
+
+    def set_draft(self, text: str) -> None:
+        """What the input holds, counted with the conversation's tokens."""
+        self._draft = text
+        self._count_soon()
+
+    # The list of conversations
+
+    async def new_conversation(self) -> None:
+        await self._show(Conversation(system_prompt=self.settings.system_prompt))
+
+    async def open_conversation(self, conversation_id: str) -> None:
+        await self.cancel()  # first, so that what is loaded is complete
+        with contextlib.suppress(_Told):
+            await self._show(await self._attempt(self.database.load(conversation_id)))
+
+    async def summaries(self) -> list[Summary]:
+        """All saved conversations, newest first; none when they cannot be read."""
+        with contextlib.suppress(_Told):
+            return await self._attempt(self.database.summaries())
+        return []
+
+    async def rename_conversation(self, conversation_id: str, title: str) -> None:
+        title = title_of(title)
+        if conversation_id == self.conversation.id:
+            self.conversation.title = title
+        with contextlib.suppress(_Told):
+            await self._attempt(self.database.rename(conversation_id, title))
+
+    async def delete_conversation(self, conversation_id: str) -> None:
+        if conversation_id == self.conversation.id:
+            await self.new_conversation()
+        with contextlib.suppress(_Told):
+            await self._attempt(self.database.delete(conversation_id))
+
+    async def _show(self, conversation: Conversation) -> None:
+        await self.cancel()
+        self.conversation = conversation
+        await self._tell(ConversationShown(conversation))
+        self._count_soon()
+
+    # Replies
+
+    async def send(self, text: str) -> None:
+        """Add the user's turn and start the reply to it; while a model is loading, the reply waits."""
+        refusal = None
+        if self.replying:
+            refusal = "The last reply is still being written: wait, or stop it with Esc."
+        elif self.model is None and not self.loading:
+            refusal = "No model is loaded: choose one with F3."
+        if refusal:
+            await self._tell(Told(refusal))
+            await self._tell(PromptReturned(text))
+            return
+        if not self.conversation.turns:
+            self.conversation.title = title_of(text)
+        user, reply = Turn("user", text), Turn("assistant", "", "streaming")
+        for turn in (user, reply):
+            self.conversation.turns.append(turn)
+            await self._tell(TurnAdded(turn))
+        self._start(reply, before=None)
+
+    async def continue_reply(self) -> None:
+        """Let the last reply go on where it was cut off."""
+        reply = self.last_reply
+        if reply is not None and self.can_continue:
+            await self._restart(reply, keep=True)
+
+    async def regenerate(self) -> None:
+        """Write the last reply again, also after an error."""
+        reply = self.last_reply
+        if reply is not None and not self.replying:
+            await self._restart(reply, keep=False)
+
+    async def cancel(self) -> None:
+        """Stop the reply being written, if any; returns when what there is of it is saved."""
+        if self._reply is not None and not self._reply.done():
+            self._stop.set()
+            if self.engine and self._request_id is not None:
+                self.engine.cancel(self._request_id)
+            await asyncio.wait([self._reply])
+
+    async def _restart(self, reply: Turn, *, keep: bool) -> None:
+        if self.model is None and not self.loading:
+            await self._tell(Told("No model is loaded: choose one with F3."))
+            return
+        before = replace(reply)
+        reply.status, reply.note = "streaming", ""
+        if not keep:
+            reply.text, reply.figures = "", None
+        await self._tell(TurnChanged(reply))
+        self._start(reply, before)
+
+    def _start(self, reply: Turn, before: Turn | None) -> None:
+        """`before` is the reply as it was; None for a new one, whose prompt goes back if it is refused."""
+        self._stop.clear()
+        self._reply = asyncio.create_task(self._write(reply, before))
+
+    async def _write(self, reply: Turn, before: Turn | None) -> None:
+        """One reply from start to end. Whatever happens, it ends with a final status, saved and told."""
+        conversation = self.conversation
+        conversation.settings = asdict(self.settings.sampling_params())
+        # The user's turn is on disk before anything can go wrong, and again with the outcome.
+        exchange = conversation.turns[-2:]
+        try:
+            await self._save(conversation, exchange)
+            await self._model_loaded()
+            if self._stop.is_set():
+                reply.status = "stopped"
+            elif self.engine is None or self.model is None:
+                raise _Refused("The model could not be loaded: choose another with F3.")
+            else:
+                conversation.model = self.model.name
+                request = GenerationRequest(
+                    self._messages(conversation.turns if reply.text else conversation.turns[:-1]),
+                    self.settings.sampling_params(),
+                    continue_last=bool(reply.text),
+                )
+                inbox = Inbox()
+                self._request_id = self.engine.submit(request, inbox.sink)
+                if self._stop.is_set():
+                    self.engine.cancel(self._request_id)
+                await self._follow(inbox, conversation, reply)
+        except _Refused as refused:
+            await self._take_back(conversation, reply, before, str(refused))
+            return
+        except asyncio.CancelledError:  # the app is closing and the engine did not answer in time
+            reply.status = "stopped"
+        except Exception:
+            log.exception("the reply failed")
+            reply.status, reply.note = "error", INTERNAL_ERROR
+        finally:
+            self._request_id = None
+        await self._save(conversation, exchange)
+        await self._tell(TurnChanged(reply))
+        self._count_soon()
+
+    async def _model_loaded(self) -> None:
+        """Wait until no model is loading, or the reply is stopped."""
+        if self._load is not None and not self._load.done():
+            stopped = asyncio.create_task(self._stop.wait())
+            await asyncio.wait({self._load, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+
+    async def _follow(self, inbox: Inbox, conversation: Conversation, reply: Turn) -> None:
+        """Take the engine's events until the reply ends. Raises _Refused when it does not even begin."""
+        start, prompt_tokens, saved_at = reply.text, None, time.monotonic()
+        limit = self.model.max_context if self.model else 0
+        async for events in inbox.batches():
+            text, last = "", None
+            for event in events:
+                match event:
+                    case Queued(prompt_tokens=prompt_tokens):
+                        await self._tell(ContextUsed(prompt_tokens, limit))
+                    case PrefillProgress(done=done, total=total):
+                        await self._tell(PromptRead(done, total))
+                    case TextDelta():
+                        text, last = text + event.text, event
+                    case Finished():
+                        _finish(reply, start, event, limit)
+                    case Failed(message=message) if prompt_tokens is None:
+                        raise _Refused(message)
+                    case Failed():
+                        reply.text = start + event.text
+                        reply.status, reply.note = "error", event.message
+            if reply.status != "streaming":
+                return
+            if last is not None:
+                reply.text += text
+                await self._tell(TextAdded(reply, text, last.completion_tokens, last.decode_tokens_per_s))
+                await self._tell(ContextUsed((prompt_tokens or 0) + last.completion_tokens, limit))
+            if time.monotonic() - saved_at >= SAVE_EVERY_S:
+                await self._save(conversation, [reply])
+                saved_at = time.monotonic()
+
+    async def _take_back(
+        self, conversation: Conversation, reply: Turn, before: Turn | None, why: str
+    ) -> None:
+        """The engine refused the request: leave everything as it was before it."""
+        await self._tell(Told(why, "error"))
+        if before is not None:
+            reply.text, reply.status = before.text, before.status
+            reply.note, reply.figures = before.note, before.figures
+            await self._save(conversation, [reply])
+            await self._tell(TurnChanged(reply))
+            return
+        exchange = conversation.turns[-2:]
+        del conversation.turns[-2:]
+        for turn in reversed(exchange):
+            await self._tell(TurnRemoved(turn))
+        await self._tell(PromptReturned(exchange[0].text))
+        with contextlib.suppress(_Told):
+            await self._attempt(self.database.remove_turns(conversation, exchange))
+
+    def _messages(self, turns: Sequence[Turn]) -> tuple[Message, ...]:
+        """The conversation for the engine; replies that failed before their first word are left out."""
+        system_prompt = self.conversation.system_prompt
+        system = [Message("system", system_prompt)] if system_prompt.strip() else []
+        return (*system, *(Message(turn.role, turn.text) for turn in turns if turn.text))
+
+    # Tokens
+
+    def _count_soon(self) -> None:
+        if self._count is not None:
+            self._count.cancel()
+        self._count = asyncio.create_task(self._count_tokens())
+
+    async def _count_tokens(self) -> None:
+        await asyncio.sleep(COUNT_AFTER_S)  # until the typing pauses
+        if self.replying or self.engine is None or self.model is None:
+            return
+        draft = (Message("user", self._draft),) if self._draft.strip() else ()
+        used, limit = 0, self.model.max_context
+        if self.conversation.turns or draft:
+            messages = (*self._messages(self.conversation.turns), *draft)
+            try:
+                used = await asyncio.to_thread(self.engine.count_tokens, messages)
+            except UserError:  # sending it will say what is wrong
+                return
+        if not self.replying:
+            await self._tell(ContextUsed(used, limit))
+
+    # Saving and telling
+
+    async def _save(self, conversation: Conversation, turns: Sequence[Turn]) -> None:
+        """Save; a failure is told once, until saving works again."""
+        try:
+            await self.database.save(conversation, turns)
+            self._saving_failed = False
+        except UserError as error:
+            if not self._saving_failed:
+                await self._tell(Told(f"The conversation is not saved. {error}", "error"))
+            self._saving_failed = True
+
+    async def _attempt(self, action: Awaitable[T]) -> T:
+        """The action's result; a UserError is told, and _Told raised in its place."""
+        try:
+            return await action
+        except UserError as error:
+            await self._tell(Told(str(error), "error"))
+            raise _Told from None
+
+    async def _tell(self, event: ControllerEvent) -> None:
+        try:
+            await self._listener(event)
+        except Exception:  # what cannot be shown is still to be generated and saved
+            log.exception("showing %s failed", type(event).__name__)
+
+
+class _Told(Exception):
+    """The user knows already; there is nothing to go on with."""
+
+
+class _Refused(Exception):
+    """The request was not started; the message says why."""
+
+
+def _finish(reply: Turn, start: str, event: Finished, limit: int) -> None:
+    reply.text = start + event.text
+    reply.status = _STATUS[event.reason]
+    reply.figures = usage = event.usage
+    if event.reason == "length" and usage.prompt_tokens + usage.completion_tokens >= limit:
+        reply.note = f"The context of {limit:,} tokens is full: start a new conversation to go on."
+    elif event.reason == "length":
+        reply.note = f"The reply reached its limit of {usage.completion_tokens:,} tokens."
