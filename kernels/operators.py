@@ -8,8 +8,23 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-PAGE_SIZE = 16
-"""Tokens per page of the KV cache."""
+from . import (
+    flash_attention1,
+    flash_attention2,
+    flash_decoding,
+    kv_write,
+    mul,
+    rmsnorm,
+    rope,
+    sampling,
+    skip_rmsnorm,
+    softmax,
+    swiglu,
+)
+from ._triton import HAS_TRITON
+from .paging import PAGE_SIZE
+
+__all__ = ["PAGE_SIZE", "Operators", "reference_operators", "select", "triton_operators"]
 
 
 class RmsNorm(Protocol):
@@ -132,6 +147,13 @@ class Sample(Protocol):
         ...
 
 
+PREFILL_ATTENTION: dict[str, PrefillAttention] = {
+    "flash2": flash_attention2.triton_flash_attention2,
+    "flash1": flash_attention1.triton_flash_attention1,
+    "reference": flash_attention2.reference,
+}
+
+
 @dataclass(frozen=True)
 class Operators:
     """One column of the table: every operator a model or the sampler calls."""
@@ -149,9 +171,48 @@ class Operators:
     sample: Sample
 
 
+def reference_operators() -> Operators:
+    """The column in plain PyTorch, for any device."""
+    return Operators(
+        name="reference",
+        rmsnorm=rmsnorm.reference,
+        skip_rmsnorm=skip_rmsnorm.reference,
+        rope=rope.reference,
+        swiglu=swiglu.reference,
+        mul=mul.reference,
+        softmax=softmax.reference,
+        kv_write=kv_write.reference,
+        prefill_attention=flash_attention2.reference,
+        decode_attention=flash_decoding.reference,
+        sample=sampling.reference,
+    )
+
+
+def triton_operators(attention: str = "flash2") -> Operators:
+    """The column of Triton kernels, for a GPU, with the prefill kernel called `attention`."""
+    return Operators(
+        name="triton",
+        rmsnorm=rmsnorm.triton_rmsnorm,
+        skip_rmsnorm=skip_rmsnorm.triton_skip_rmsnorm,
+        rope=rope.triton_rope,
+        swiglu=swiglu.triton_swiglu,
+        mul=mul.triton_mul,
+        softmax=softmax.triton_softmax,
+        kv_write=kv_write.triton_kv_write,
+        prefill_attention=PREFILL_ATTENTION[attention],
+        decode_attention=flash_decoding.triton_flash_decoding,
+        sample=sampling.triton_sample,
+    )
+
+
 def select(device: torch.device, attention: str = "flash2") -> Operators:
     """The operators for `device`: Triton on a GPU (NVIDIA or ROCm), plain PyTorch elsewhere.
 
-    `attention` picks the prefill kernel on a GPU: flash2 (default), flash1 or reference.
+    `attention` picks the prefill kernel on a GPU: flash2 (default), flash1 or reference; any other name
+    raises ValueError. A GPU without Triton (Windows) runs the plain PyTorch operators.
     """
-    raise NotImplementedError
+    if attention not in PREFILL_ATTENTION:
+        raise ValueError(f"attention must be one of {', '.join(PREFILL_ATTENTION)}, not {attention!r}")
+    if device.type == "cuda" and HAS_TRITON:
+        return triton_operators(attention)
+    return reference_operators()

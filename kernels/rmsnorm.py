@@ -1,0 +1,49 @@
+"""RMSNorm over the last dimension (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+
+import torch
+from torch import Tensor
+
+from ._triton import tl, triton
+
+
+def reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [..., H], weight [H] -> x / rms(x) * weight in x's dtype.
+
+    The mean square is taken in fp32; the normalised value is rounded to x's dtype before it meets the
+    weight, as in transformers.
+    """
+    x32 = x.float()
+    return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+
+
+@triton.jit
+def normalise(x, weight, size, eps):
+    """x, weight [BLOCK], zero beyond `size` -> the normalised row, in x's dtype."""
+    x32 = x.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(x32 * x32) / size + eps)
+    return (x32 * scale).to(x.dtype) * weight
+
+
+@triton.jit
+def _kernel(x_ptr, weight_ptr, out_ptr, size, x_stride, eps, BLOCK: tl.constexpr):
+    """One program: one row of x [T, H] (row stride x_stride) into out [T, H], contiguous. BLOCK >= H."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < size
+    x = tl.load(x_ptr + row * x_stride + column, inside, other=0.0)
+    weight = tl.load(weight_ptr + column, inside, other=0.0)
+    tl.store(out_ptr + row * size + column, normalise(x, weight, size, eps), inside)
+
+
+def row_launch(size: int) -> dict[str, int]:
+    """Launch options for a kernel that holds a row of `size` elements in registers."""
+    block = triton.next_power_of_2(size)
+    return {"BLOCK": block, "num_warps": min(max(block // 512, 1), 16)}
+
+
+def triton_rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [T, H] (rows may be strided), weight [H] -> [T, H]."""
+    rows, size = x.shape
+    out = x.new_empty(rows, size)
+    _kernel[(rows,)](x, weight, out, size, x.stride(0), eps, **row_launch(size))
+    return out
