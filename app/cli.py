@@ -7,7 +7,8 @@ import os
 import shlex
 import sys
 import threading
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -90,7 +91,7 @@ def open_app(
         if model is not None:
             raise typer.BadParameter("goes after the command", param_hint="--model")
         return
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (_stdin_is_terminal() and sys.stdout.isatty()):
         raise UserError("The app needs a terminal: for scripts and pipes there is lite-llama-tui ask.")
     from . import tui
 
@@ -196,18 +197,19 @@ def ask(
                 one_shot.conversation(text, settings.system_prompt if system is None else system),
                 one_shot.merge_params(info.defaults, *asked),
             )
-            finished = one_shot.answer(engine, request, _ignore if as_json else _print_piece)
-    if as_json:
-        typer.echo(json.dumps(one_shot.as_json(info, finished)))
-    elif not finished.text.endswith("\n"):
-        typer.echo()
+            if as_json:
+                finished = one_shot.answer(engine, request, lambda _: None)
+                typer.echo(json.dumps(one_shot.as_json(info, finished)))
+            else:
+                with _whole_lines() as write:
+                    finished = one_shot.answer(engine, request, write)
     if finished.reason == "cancelled":
         raise typer.Exit(1)
 
 
 def _read_prompt(prompt: str | None) -> str:
     """The argument, or stdin for `-` and for no argument in a pipe."""
-    if prompt is None and sys.stdin.isatty():
+    if prompt is None and _stdin_is_terminal():
         raise typer.BadParameter("say what to ask, or pipe it in", param_hint="PROMPT")
     try:
         text = sys.stdin.buffer.read().decode("utf-8") if prompt in (None, "-") else str(prompt)
@@ -219,14 +221,29 @@ def _read_prompt(prompt: str | None) -> str:
     return text
 
 
-def _print_piece(text: str) -> None:
-    """Write a piece of the reply at once; what reaches a terminal is made inert."""
-    sys.stdout.write(inert(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+def _stdin_is_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
-def _ignore(text: str) -> None:
-    """Takes the pieces of a reply that is printed as a whole."""
+@contextmanager
+def _whole_lines() -> Iterator[Callable[[str], None]]:
+    """Yields what writes a piece of the reply to stdout at once; ends the last line, however it went.
+
+    What goes to a terminal is made inert: a model can be talked into replying with escape sequences.
+    """
+    last = "\n"
+
+    def write(text: str) -> None:
+        nonlocal last
+        sys.stdout.write(inert(text) if sys.stdout.isatty() else text)
+        sys.stdout.flush()
+        last = text[-1:] or last
+
+    try:
+        yield write
+    finally:
+        if last != "\n":
+            write("\n")
 
 
 @app.command()
@@ -341,7 +358,7 @@ def remove_model(
     """Delete a converted model."""
     paths = Paths.default()
     if not yes:
-        if not sys.stdin.isatty():
+        if not _stdin_is_terminal():
             raise UserError(f"Nobody is there to be asked: delete {name} with --yes.")
         if not typer.confirm(f"Delete the model {one_line(name)}?"):
             raise UserError("Nothing was deleted.")

@@ -27,9 +27,13 @@ def set_up(path: Path) -> None:
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    root = logging.getLogger()
+    for earlier in [handler for handler in root.handlers if isinstance(handler, _LogFile)]:
+        root.removeHandler(earlier)
+        earlier.close()
     handler = _LogFile(path, maxBytes=_LIMIT, backupCount=1, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    root.addHandler(handler)
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a log that cannot be written must not spoil the screen
 

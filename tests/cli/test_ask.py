@@ -1,0 +1,245 @@
+"""`ask` around a scripted engine: options, output, errors, Ctrl-C. The real engine: test_end_to_end.py."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from lite_llama.app import cli as commands
+from lite_llama.app.log import DEBUG_VARIABLE
+from lite_llama.engine.request import Message, SamplingParams
+
+
+def write_settings(home: Path, text: str) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "settings.toml").write_text(text, encoding="utf-8")
+
+
+def test_the_reply_is_all_of_stdout(cli, engine, add_model):
+    add_model("tiny")
+    result = cli("ask", "Hi")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello there.\n", "")
+    assert engine.requests[0].messages == (Message("user", "Hi"),)
+    assert engine.closed
+
+
+def test_a_reply_that_ends_its_line_gets_no_second_newline(cli, engine, add_model):
+    add_model("tiny")
+    engine.pieces = ("one\n", "two\n")
+    assert cli("ask", "Hi").stdout == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("arguments", [("ask", "-"), ("ask",)])
+def test_the_prompt_comes_from_a_pipe(cli, engine, add_model, arguments):
+    add_model("tiny")
+    assert cli(*arguments, input="Grüße\nzwei Zeilen").exit_code == 0
+    assert engine.requests[0].messages == (Message("user", "Grüße\nzwei Zeilen"),)
+
+
+def test_the_json_object(cli, engine, add_model):
+    add_model("tiny")
+    result = cli("ask", "Hi", "--json", "--seed", "11")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {
+        "text": "Hello there.",
+        "finish_reason": "stop",
+        "prompt_tokens": 9,
+        "completion_tokens": 3,
+        "token_ids": [0, 1, 2],
+        "cached_prompt_tokens": 0,
+        "ttft_s": 0.25,
+        "decode_tokens_per_s": 20.0,
+        "model": "tiny",
+        "device": "cpu",
+        "dtype": "float32",
+        "seed": 11,
+    }
+
+
+def test_every_option_reaches_the_engine(cli, engine, add_model):
+    path = add_model("tiny")
+    arguments = "--temperature 0.5 --top-p 0.8 --top-k 7 --min-p 0.1 --repetition-penalty 1.2 --seed 3"
+    arguments += " --max-gen-len 12 --stop END --stop STOP --device cpu --dtype float32 --system Terse."
+    assert cli("ask", "Hi", "--model", "tiny", *arguments.split()).exit_code == 0
+    assert (engine.loads[0].path, engine.loads[0].device, engine.loads[0].dtype) == (path, "cpu", "float32")
+    assert engine.requests[0].messages == (Message("system", "Terse."), Message("user", "Hi"))
+    assert engine.requests[0].params == SamplingParams(
+        temperature=0.5,
+        top_p=0.8,
+        top_k=7,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        seed=3,
+        max_new_tokens=12,
+        stop=("END", "STOP"),
+    )
+
+
+def test_options_win_over_settings_and_these_over_the_models_defaults(cli, engine, add_model, home):
+    add_model("tiny")
+    write_settings(home, 'temperature = 0.3\ntop_k = 5\nmax_gen_len = 33\nsystem_prompt = "Be brief."\n')
+    engine.defaults = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
+    assert cli("ask", "Hi", "--temperature", "0.1").exit_code == 0
+    params = engine.requests[0].params
+    assert (params.temperature, params.top_k, params.top_p, params.min_p) == (0.1, 5, 0.95, 0.0)
+    assert params.max_new_tokens == 33
+    assert engine.requests[0].messages[0] == Message("system", "Be brief.")
+    cli("ask", "Hi", "--system", "")
+    assert engine.requests[1].messages == (Message("user", "Hi"),)
+
+
+def test_a_wrong_setting_is_a_warning(cli, engine, add_model, home):
+    add_model("tiny")
+    write_settings(home, "temperature = 99\n")
+    result = cli("ask", "Hi")
+    assert result.exit_code == 0
+    assert result.stdout == "Hello there.\n"
+    (warning,) = result.stderr.splitlines()
+    assert warning.startswith("warning: temperature in ")
+
+
+def test_which_model(cli, fails, engine, add_model, home, tmp_path):
+    assert "lite-llama-tui convert demo" in fails("ask", "Hi")
+    only = add_model("one")
+    assert cli("ask", "Hi").exit_code == 0
+    add_model("two")
+    assert fails("ask", "Hi").endswith("--model: one, two.")
+    assert fails("ask", "Hi", "--model", "three").endswith("there are: one, two.")
+    write_settings(home, 'model = "two"\n')
+    assert cli("ask", "Hi").exit_code == 0
+    elsewhere = only.rename(tmp_path / "moved")
+    assert cli("ask", "Hi", "--model", elsewhere).exit_code == 0
+    assert [options.path.name for options in engine.loads] == ["one", "two", "moved"]
+
+
+def test_an_unconverted_checkpoint_is_told_apart(fails, tmp_path):
+    directory = tmp_path / "checkpoint"
+    directory.mkdir()
+    (directory / "config.json").write_text("{}")
+    (tmp_path / "model.GGUF").write_bytes(b"GGUF")
+    for path in (directory, tmp_path / "model.GGUF"):
+        assert f"is not converted yet: run lite-llama-tui convert {path} first" in fails(
+            "ask", "Hi", "--model", path
+        )
+
+
+def test_a_damaged_model(fails, engine, add_model):
+    (add_model("tiny") / "model.safetensors").write_bytes(b"short")
+    for arguments in ((), ("--model", "tiny")):
+        message = fails("ask", "Hi", *arguments)
+        assert "tiny/model.safetensors has 5 bytes instead of" in message
+        assert "convert it again" in message
+    assert not engine.loads
+
+
+def test_images(fails, engine, add_model, tmp_path):
+    add_model("tiny")
+    assert "There is no image file" in fails("ask", "Hi", "--image", tmp_path / "cat.png")
+    (tmp_path / "cat.png").write_bytes(b"png")
+    assert "tiny is a text-only model" in fails("ask", "Hi", "--image", tmp_path / "cat.png")
+    assert not engine.loads
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--temperature", "7"), "temperature must be between 0 and 5"),
+        (("--temperature", "nan"), "temperature must be between 0 and 5"),
+        (("--top-p", "0"), "top_p must be above 0"),
+        (("--seed", "-1"), "seed must be between 0"),
+        (("--stop", ""), "stop strings must not be empty"),
+        (("--max-gen-len", "0"), "max_new_tokens must be 1 or more"),
+        (("--device", "tpu"), "--device"),
+        (("--dtype", "int4"), "--dtype"),
+        (("--top-k", "many"), "--top-k"),
+        (("--colour",), "--colour"),
+    ],
+)
+def test_wrong_usage_exits_with_2(cli, engine, add_model, arguments, words):
+    add_model("tiny")
+    result = cli("ask", "Hi", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not engine.loads
+
+
+def test_prompts_that_are_none(fails, add_model):
+    add_model("tiny")
+    assert "is empty" in fails("ask", "   ")
+    assert "is empty" in fails("ask", "-", input="\n")
+    assert "not UTF-8" in fails("ask", "-", input=b"caf\xe9")
+    assert "not UTF-8" in fails("ask", "caf\udce9")
+
+
+def test_no_prompt_on_a_terminal(cli, monkeypatch):
+    monkeypatch.setattr(commands, "_stdin_is_terminal", lambda: True)
+    result = cli("ask")
+    assert result.exit_code == 2
+    assert "PROMPT" in result.stderr
+
+
+def test_errors_of_the_engine(cli, fails, engine, add_model):
+    add_model("tiny")
+    engine.answer_error = "The GPU ran out of memory: close other programs on it."
+    result = cli("ask", "Hi")
+    assert (result.exit_code, result.stdout) == (1, "Hello there.\n")
+    assert result.stderr == f"error: {engine.answer_error}\n"
+    assert fails("ask", "Hi", "--json") == engine.answer_error
+    engine.load_error = "It does not fit."
+    assert fails("ask", "Hi") == "It does not fit."
+    assert engine.closed
+
+
+def test_ctrl_c_keeps_what_was_generated(cli, engine, add_model):
+    add_model("tiny")
+    engine.interrupt_after = 2
+    result = cli("ask", "Hi")
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "Hello there\n", "")
+    assert engine.closed
+
+
+def test_ctrl_c_with_json_says_cancelled(cli, engine, add_model):
+    add_model("tiny")
+    engine.interrupt_after = 1
+    result = cli("ask", "Hi", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["finish_reason"] == "cancelled"
+    assert json.loads(result.stdout)["text"] == "Hello"
+
+
+def test_ctrl_c_while_the_model_is_loaded(fails, engine, add_model):
+    add_model("tiny")
+    engine.interrupt_load = True
+    assert fails("ask", "Hi") == "Loading was cancelled."
+    assert engine.closed
+
+
+def test_a_fault_of_ours_goes_to_the_log(fails, cli, engine, add_model, home, monkeypatch):
+    add_model("tiny")
+    engine.load = lambda *_: 1 / 0
+    log = home / "lite-llama-tui.log"
+    message = fails("ask", "Hi")
+    assert "ZeroDivisionError" in message
+    assert str(log) in message
+    assert "Traceback" in log.read_text()
+    monkeypatch.setenv(DEBUG_VARIABLE, "1")
+    assert isinstance(cli("ask", "Hi").exception, ZeroDivisionError)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_reply_cannot_drive_the_terminal(monkeypatch):
+    hostile = "a\x1b]0;owned\x07b\r\x9b2Jc\u200d\td\n"
+    for stream, expected in ((Terminal(), "a]0;ownedb2Jc\u200d\td\n"), (io.StringIO(), hostile)):
+        monkeypatch.setattr(sys, "stdout", stream)
+        with commands._whole_lines() as write:
+            write(hostile)
+        assert stream.getvalue() == expected
