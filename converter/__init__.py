@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .convert import Cancelled, SourceInfo, clean_up, convert, inspect, remove
-from .events import ConvertEvent, Done, Notice, Progress
+from .convert import SourceInfo, convert, inspect
+from .events import Cancelled, ConvertEvent, Done, Notice, Progress
+from .staging import clean_up, remove
 
 __all__ = [
     "Cancelled",

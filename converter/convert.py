@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import errno
+import hashlib
+import os
+import re
+import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from .events import ConvertEvent
+from .. import __version__
+from ..models.checkpoint import FORMAT_VERSION, MANIFEST, WEIGHTS, Checkpoint, FileRecord, Manifest
+from ..models.config import ModelConfig
+from ..models.errors import CheckpointError, UserError
+from ..models.weights import is_ignored, parameter_count, targets
+from . import demo, hub
+from .background import wait_for
+from .events import Cancelled, ConvertEvent, Done, Notice, Progress
+from .huggingface import HuggingFaceSource, auto_dtype, some
+from .names import check_name, default_name, directory_name
+from .source import Source
+from .staging import already_there, delete, download_directory, staging
+from .writer import BYTES, WeightsWriter
 
+Kind = Literal["directory", "gguf", "hub", "demo"]
 
-class Cancelled(Exception):
-    """The caller's cancel event was set; nothing is left behind but a resumable download."""
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_URL = "https://huggingface.co/"
+_SPARE_BYTES = 64 << 20
+"""Room for tokenizer files and directories beside the weights."""
+_DEMO_PARAMETERS = 134_515_008
 
 
 @dataclass(frozen=True)
@@ -19,8 +44,7 @@ class SourceInfo:
     """What is known of a source before it is converted (sizes in bytes)."""
 
     source: str
-    kind: str
-    """directory, gguf, hub or demo."""
+    kind: Kind
     name: str
     """The name that the model will get unless the caller names it."""
     family: str | None
@@ -34,7 +58,30 @@ class SourceInfo:
 
 def inspect(source: str, models_dir: Path, downloads_dir: Path, *, dtype: str = "auto") -> SourceInfo:
     """Look at a source without converting it. Raises UserError when it cannot be converted."""
-    raise NotImplementedError
+    with _explained_os_errors():
+        kind, where = identify(source)
+        download_bytes = 0
+        if kind == "demo":
+            config, auto, download_bytes = None, "bfloat16", demo.DEMO_BYTES
+        elif kind == "hub":
+            repo = hub.look_up(where)
+            config, auto = ModelConfig.from_dict(repo.config), auto_dtype(repo.config, ())
+            download_bytes = repo.remaining(repo.directory(downloads_dir))
+        else:
+            with contextlib.closing(_open(kind, Path(where))) as opened:
+                config, auto = ModelConfig.from_dict(opened.config), opened.dtype
+                _check_tensors(opened.shapes, config)
+        parameters = parameter_count(config) if config else _DEMO_PARAMETERS
+        return SourceInfo(
+            source=source,
+            kind=kind,
+            name=_default_name(kind, where),
+            family=config.family if config else "Llama",
+            parameter_count=parameters,
+            download_bytes=download_bytes,
+            converted_bytes=parameters * BYTES[_choose_dtype(dtype, auto)],
+            free_bytes=_free(models_dir),
+        )
 
 
 def convert(
@@ -49,18 +96,279 @@ def convert(
 ) -> Iterator[ConvertEvent]:
     """Convert `source` to models_dir/name, telling its progress; the last event is Done.
 
-    Raises UserError for anything the user can mend and Cancelled once `cancel` is set; closing the iterator
-    early cleans up as well.
+    `dtype` is auto (what the source declares), float32, bfloat16 or float16. Raises UserError for anything
+    the user can mend and Cancelled once `cancel` is set; closing the iterator early cleans up as well.
     """
-    raise NotImplementedError
-    yield
+    started = time.monotonic()
+    cancel = cancel or threading.Event()
+    with _explained_os_errors(), contextlib.ExitStack() as stack:
+        kind, where = identify(source)
+        name = name or _default_name(kind, where)
+        check_name(name)
+        _check_free(models_dir / name, force)
+        fetched = yield from _fetch(kind, where, models_dir, downloads_dir, dtype, stack, cancel)
+        with contextlib.closing(fetched.source):
+            conversion = _Conversion(fetched.source, dtype, cancel)
+            path = yield from conversion.run(source, fetched.revision, models_dir, name, force)
+        if fetched.download:
+            delete(fetched.download)
+        checkpoint = Checkpoint.open(path)
+        checkpoint.mark_verified()  # the checksums were taken while the files were written
+        yield Done(checkpoint, time.monotonic() - started)
 
 
-def clean_up(models_dir: Path, downloads_dir: Path) -> int:
-    """Remove what killed conversions left behind (never one that still runs); returns the bytes freed."""
-    raise NotImplementedError
+def identify(source: str) -> tuple[Kind, str]:
+    """What kind of source the user named, and where: a path, or a Hub repo id.
+
+    Raises UserError when it is neither.
+    """
+    if source == "demo":
+        return "demo", source
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return "directory", str(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if magic == b"GGUF" or path.suffix == ".gguf":
+            return "gguf", str(path)
+        raise UserError(
+            f"{path} is no GGUF file: name one, a Hugging Face checkpoint directory, a Hub repo id or demo."
+        )
+    repo = source.removeprefix(_HUB_URL).rstrip("/")
+    if _REPO_ID.fullmatch(repo) and path.suffix != ".gguf":
+        return "hub", repo
+    raise UserError(f"There is no file or directory {source}, and Hub repo ids look like ORG/NAME.")
 
 
-def remove(models_dir: Path, name: str) -> int:
-    """Delete a converted model; returns the bytes freed. Raises UserError when there is none of that name."""
-    raise NotImplementedError
+@dataclass(frozen=True)
+class _Fetched:
+    """A source that is on this machine and open."""
+
+    source: Source
+    revision: str | None = None
+    download: Path | None = None
+    """The directory of a download, to be deleted once it is converted."""
+
+
+def _fetch(
+    kind: Kind,
+    where: str,
+    models_dir: Path,
+    downloads_dir: Path,
+    dtype: str,
+    stack: contextlib.ExitStack,
+    cancel: threading.Event,
+) -> Generator[ConvertEvent, None, _Fetched]:
+    """Download if need be, and open. What has to stay locked meanwhile is entered into `stack`."""
+    if kind == "demo":
+        directory = stack.enter_context(download_directory(downloads_dir / "demo"))
+        _check_space({downloads_dir: 3 * demo.DEMO_BYTES, models_dir: _DEMO_PARAMETERS * 2})
+        try:
+            gguf = yield from demo.download_demo(directory, cancel=cancel)
+        except UserError as error:
+            delete(directory)
+            yield Notice(f"{error} Taking {demo.DEMO_REPO} from the Hub instead.")
+            kind, where = "hub", demo.DEMO_REPO
+        else:
+            return _Fetched(_open("gguf", gguf), download=directory)
+    if kind != "hub":
+        return _Fetched(_open(kind, Path(where)))
+
+    yield Progress("download", 0, 0, where)
+    repo = wait_for(lambda: hub.look_up(where), cancel)
+    if repo.cached:
+        yield Notice(f"{where} is in the Hub's cache already: nothing to download.")
+        return _Fetched(HuggingFaceSource(repo.cached), repo.revision)
+    config = ModelConfig.from_dict(repo.config)
+    directory = stack.enter_context(download_directory(repo.directory(downloads_dir)))
+    weights = parameter_count(config) * BYTES[_choose_dtype(dtype, auto_dtype(repo.config, ()))]
+    _check_space({downloads_dir: repo.remaining(directory), models_dir: weights})
+    yield from hub.download(repo, directory, cancel)
+    return _Fetched(HuggingFaceSource(directory), repo.revision, directory)
+
+
+class _Conversion:
+    """One open source on its way into a staging directory."""
+
+    def __init__(self, source: Source, dtype: str, cancel: threading.Event) -> None:
+        self._source = source
+        self._config = ModelConfig.from_dict(source.config)
+        self._dtype = _choose_dtype(dtype, source.dtype)
+        self._cancel = cancel
+        _check_tensors(source.shapes, self._config)
+
+    def run(
+        self, origin: str, revision: str | None, models_dir: Path, name: str, force: bool
+    ) -> Generator[ConvertEvent, None, Path]:
+        """Write the model and move it into place; returns its directory."""
+        parameters = parameter_count(self._config)
+        _check_space({models_dir: parameters * BYTES[self._dtype]})
+        with staging(models_dir, name) as stage:
+            # The small files first: a tokenizer that does not load is better known before the gigabytes.
+            self._source.write_files(stage.directory)
+            check_tokenizer(stage.directory)
+            files = {path.name: _record(path) for path in sorted(stage.directory.iterdir())}
+            files[WEIGHTS] = yield from self._write_weights(stage.directory / WEIGHTS)
+            manifest = Manifest(
+                format_version=FORMAT_VERSION,
+                name=name,
+                source=origin,
+                revision=revision,
+                architecture=self._config.architecture,
+                family=self._config.family,
+                dtype=self._dtype,
+                parameter_count=parameters,
+                created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                tool_version=__version__,
+                files=files,
+            )
+            (stage.directory / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+            yield Progress("finish", 0, 0, name)
+            if self._cancel.is_set():
+                raise Cancelled
+            return stage.commit(force=force)
+
+    def _write_weights(self, path: Path) -> Generator[ConvertEvent, None, FileRecord]:
+        """Copy tensor after tensor, one in memory at a time."""
+        plan = targets(self._config)
+        with contextlib.closing(WeightsWriter(path, plan, self._dtype)) as writer:
+            start, total = writer.size, parameter_count(self._config) * BYTES[self._dtype]
+            for target in plan:
+                for part in target.sources:
+                    for _ in writer.write(part.name, self._source.read(part.name)):
+                        if self._cancel.is_set():
+                            raise Cancelled
+                        yield Progress("convert", writer.size - start, total, target.name)
+        return FileRecord(writer.size, writer.sha256)
+
+
+def check_tokenizer(directory: Path) -> None:
+    """Raise CheckpointError unless the tokenizer in `directory` loads."""
+    path = directory / "tokenizer.json"
+    try:
+        if path.is_file():
+            from tokenizers import Tokenizer
+
+            Tokenizer.from_file(str(path))
+        else:
+            from transformers import AutoTokenizer
+
+            AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    # tokenizers raises bare Exception, and transformers whatever the parser of the file at hand does.
+    except Exception as error:
+        raise CheckpointError(
+            f"The tokenizer cannot be loaded ({_first_line(error)}): get its tokenizer files again."
+        ) from None
+
+
+def _check_tensors(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) -> None:
+    """Raise CheckpointError unless the source has exactly the tensors of the model, in their shapes."""
+    expected = {part.name: part.shape for target in targets(config) for part in target.sources}
+    if missing := expected.keys() - shapes.keys():
+        raise CheckpointError(
+            f"The checkpoint lacks {_tensors(missing)} of config.json's model: get the complete checkpoint."
+        )
+    unknown = {name for name in shapes.keys() - expected.keys() if not is_ignored(name, config)}
+    if unknown:
+        raise CheckpointError(
+            f"The checkpoint has {_tensors(unknown)} that config.json's model lacks: "
+            "get the config.json that belongs to it."
+        )
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise CheckpointError(
+                f"Tensor {name} has shape {list(shapes[name])} instead of {list(shape)}: "
+                "get the config.json that belongs to the checkpoint."
+            )
+
+
+def _tensors(names: Sequence[str] | set[str]) -> str:
+    return f"{len(names)} tensor{'s' * (len(names) > 1)} ({some(names)})"
+
+
+def _open(kind: Kind, path: Path) -> Source:
+    if kind == "directory":
+        return HuggingFaceSource(path)
+    from .gguf import open_gguf  # imports torch: see writer.py
+
+    return open_gguf(path)
+
+
+def _default_name(kind: Kind, where: str) -> str:
+    if kind == "directory":
+        return directory_name(Path(where))
+    if kind == "gguf":
+        return default_name(Path(where).stem)
+    return demo.DEMO_NAME if kind == "demo" else default_name(where.rsplit("/", 1)[-1])
+
+
+def _choose_dtype(wanted: str, auto: str) -> str:
+    if wanted != "auto" and wanted not in BYTES:
+        raise UserError(f"{wanted!r} is no dtype for a model: use auto, {', '.join(BYTES)}.")
+    return auto if wanted == "auto" else wanted
+
+
+def _record(path: Path) -> FileRecord:
+    content = path.read_bytes()
+    return FileRecord(len(content), hashlib.sha256(content).hexdigest())
+
+
+def _check_free(path: Path, force: bool) -> None:
+    """Raise UserError when the name is taken and may not be replaced."""
+    if not path.exists():
+        return
+    if not (path / MANIFEST).is_file():
+        raise UserError(f"{path} is in the way and is no model: move it, or give another name with --name.")
+    if not force:
+        raise already_there(path.name)
+
+
+def _check_space(needed: Mapping[Path, int]) -> None:
+    """Raise UserError when a disk has too little room for all that goes onto it."""
+    by_disk: dict[int, tuple[Path, int]] = {}
+    for path, size in needed.items():
+        directory = _existing(path)
+        first, so_far = by_disk.get(directory.stat().st_dev, (directory, 0))
+        by_disk[directory.stat().st_dev] = (first, so_far + size)
+    for directory, size in by_disk.values():
+        free = _free(directory)
+        if free < size + _SPARE_BYTES:
+            raise UserError(
+                f"{_gigabytes(size + _SPARE_BYTES)} are needed on the disk of {directory} and "
+                f"{_gigabytes(free)} are free: free some, or set LITE_LLAMA_HOME to a larger disk."
+            )
+
+
+def _free(path: Path) -> int:
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _existing(path: Path) -> Path:
+    """The nearest directory above `path` that exists."""
+    path = path.absolute()
+    return path if path.exists() else _existing(path.parent)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _explained_os_errors() -> Iterator[None]:
+    """Turn what the file system refuses into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                "The disk became full during the conversion, and what was written has been removed: "
+                "free some space, or set LITE_LLAMA_HOME to a larger disk."
+            ) from None
+        what = os.strerror(error.errno) if error.errno else str(error)
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"{where}{what}: check that the file and its disk are in order.") from None

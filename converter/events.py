@@ -10,6 +10,10 @@ from ..models.checkpoint import Checkpoint
 Phase = Literal["download", "convert", "finish"]
 
 
+class Cancelled(Exception):
+    """The caller's cancel event was set; nothing is left behind but a resumable download."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """`done` of `total` bytes of a phase (total 0: not known yet); `item` is the file or tensor at hand."""
