@@ -131,7 +131,8 @@ class GGUFTokenizer:
         try:
             tokenizer = self._sentencepiece() if self.model == "llama" else self._byte_level()
         except Exception as error:  # the tokenizers package raises nothing more specific
-            raise damaged(self._path, f"its tokenizer cannot be built: {error}") from None
+            reason = str(error).splitlines()[0]
+            raise damaged(self._path, f"its tokenizer cannot be built: {reason}") from None
         tokenizer.save(str(directory / "tokenizer.json"))
         config: dict[str, Any] = {
             # The class that takes tokenizer.json as it is; a model's own class would rebuild parts of it.
