@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -212,3 +213,26 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     scripted = ScriptedEngine()
     monkeypatch.setattr("lite_llama.app.ask.EngineThread", lambda: scripted)
     return scripted
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(make_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama checkpoint as Hugging Face writes it; tests change copies of it only."""
+    return make_checkpoint("LlamaForCausalLM", tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_converted(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, converted."""
+    from lite_llama.converter import Done, convert
+
+    home = tmp_path_factory.mktemp("converted")
+    *_, done = convert(str(tiny_checkpoint), home / "models", home / "downloads")
+    assert isinstance(done, Done)
+    return done.checkpoint.path
+
+
+@pytest.fixture
+def tiny_model(tiny_converted: Path, home: Path) -> Path:
+    """A converted random model called tiny, in the home directory."""
+    return Path(shutil.copytree(tiny_converted, home / "models" / "tiny"))
