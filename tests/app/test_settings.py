@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from lite_llama.app.settings import Settings, SettingsStore, invalid, requirement
 from lite_llama.engine.request import SamplingParams
 from lite_llama.models.errors import UserError

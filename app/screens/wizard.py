@@ -1,0 +1,343 @@
+"""The wizard that gets a model: choose a source, look at it, convert it, load it and hear it answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.screen import Screen
+from textual.widgets import Button, ContentSwitcher, Static
+
+from ...engine.events import Event, Failed, Finished, Loaded, LoadFailed, LoadProgress, ModelInfo, TextDelta
+from ...engine.request import GenerationRequest, Message, SamplingParams
+from ...models.errors import UserError
+from ..log import record
+from ..paths import Paths
+from ..settings import Settings
+from .wizard_steps import CheckStep, ChooseStep, ConvertStep, Step, TryStep
+
+if TYPE_CHECKING:  # imported where needed: both import torch, which takes seconds
+    from ...converter import Progress, SourceInfo
+    from ...engine.thread import EngineThread, Sink
+    from ...models.checkpoint import Checkpoint
+
+QUESTION = "In one sentence: what is a llama?"
+_ANSWER_TOKENS = 48
+_REFRESH_S = 0.1
+_TITLES = {"choose": "Choose", "check": "Check", "convert": "Convert", "try": "Try"}
+
+
+class WizardScreen(Screen[str | None]):
+    """Dismisses with the name of the model that is now converted and loaded, or None when the user left."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "back", "Back"),
+        Binding("enter", "next", "Continue", show=False),
+    ]
+    DEFAULT_CSS = """
+    WizardScreen {
+        align: center middle;
+
+        #page {
+            width: 96%;
+            max-width: 92;
+            height: 100%;
+            max-height: 26;
+            background: $surface;
+            border: round $primary 60%;
+            border-title-color: $text-primary;
+            border-title-style: bold;
+        }
+        #steps { padding: 0 2; margin: 1 0; }
+        ContentSwitcher { height: 1fr; }
+        ProgressBar { width: 1fr; }
+        Bar { width: 1fr; }
+        Bar > .bar--bar, Bar > .bar--complete, Bar > .bar--indeterminate { background: $foreground 10%; }
+        Bar > .bar--indeterminate { color: $primary; }
+        #buttons { height: 2; padding: 0 2; align-horizontal: right; border-top: solid $foreground 15%; }
+        Button { margin-left: 2; min-width: 10; }
+        #buttons Button:focus { text-style: bold underline; }
+    }
+    """
+
+    def __init__(self, paths: Paths, engine: EngineThread, settings: Settings, first_run: bool) -> None:
+        super().__init__()
+        self._paths = paths
+        self._engine = engine
+        self._options = settings
+        self._first_run = first_run
+        self._source: SourceInfo | None = None
+        self._looking = False
+        self._conversion = threading.Event()
+        """Set to cancel the conversion under way."""
+        self._progress: tuple[float, Progress] | None = None
+        self._notices: list[str] = []
+        self._model: Checkpoint | None = None
+        self._loaded = False
+        """Whether `_model` is what the engine has loaded."""
+        self._request: int | None = None
+        """The smoke test's request while it runs."""
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="page") as page:
+            page.border_title = "Welcome to lite-llama" if self._first_run else "Add a model"
+            yield Static(id="steps")
+            with ContentSwitcher(initial="choose"):
+                yield ChooseStep(self._first_run)
+                yield CheckStep(self._paths.models)
+                yield ConvertStep()
+                yield TryStep()
+            with Horizontal(id="buttons"):
+                yield Button("Back", id="back", compact=True)
+                yield Button("Continue", id="next", variant="primary", compact=True)
+
+    def on_mount(self) -> None:
+        self._go("choose")
+        self._measure_demo()
+
+    # Where the wizard is
+
+    @property
+    def _step(self) -> Step:
+        switcher = self.query_one(ContentSwitcher)
+        return switcher.get_child_by_id(switcher.current or "choose", Step)
+
+    def _go(self, step: str, note: str = "", *, error: bool = False) -> None:
+        """Show a step, with a sentence beneath it."""
+        self.query_one(ContentSwitcher).current = step
+        names = list(_TITLES)
+        here = names.index(step)
+        crumbs: list[str | tuple[str, str]] = []
+        for index, name in enumerate(names):
+            style = (
+                "bold $text-primary"
+                if index == here
+                else "$text-success"
+                if index < here
+                else "$foreground 45%"
+            )
+            mark = "✓" if index < here else f"{index + 1}"
+            crumbs += ["  ›  " if index else "", (f"{mark} {_TITLES[name]}", style)]
+        self.query_one("#steps", Static).update(Content.assemble(*crumbs))
+        self._step.note(note, error=error)
+        self._label_buttons()
+        self._step.start()
+
+    def _label_buttons(self) -> None:
+        step = self._step
+        onward = self.query_one("#next", Button)
+        onward.label = f"{step.next_label} ↵"
+        onward.display = bool(step.next_label)
+        back = {"choose": "Leave", "convert": "Cancel"}.get(step.id or "", "Back")
+        self.query_one("#back", Button).label = f"{back} esc"
+        for button in self.query(Button):
+            button.refresh(layout=True)  # a new label alone does not make it wider
+        if step.next_label and isinstance(step, TryStep):
+            onward.focus()
+
+    @on(Button.Pressed, "#back")
+    def action_back(self) -> None:
+        """One step back; what runs is cancelled first."""
+        step = self._step
+        if isinstance(step, ConvertStep):
+            self._conversion.set()
+            step.note("Cancelling…")
+        elif isinstance(step, TryStep) and not step.next_label:
+            if self._request is None:
+                self._engine.cancel_load()
+            else:
+                self._engine.cancel(self._request)
+        elif isinstance(step, TryStep):
+            name = self._model.path.name if self._model else "The model"
+            self._go("choose", f"{name} is converted and in your list of models.")
+        elif isinstance(step, CheckStep) or self._looking:
+            self.workers.cancel_group(self, "look")
+            self._looking = False
+            self._go("choose")
+        else:
+            self.dismiss(None)
+
+    @on(Step.Next)
+    @on(Button.Pressed, "#next")
+    def action_next(self) -> None:
+        step = self._step
+        if isinstance(step, ChooseStep) and not self._looking:
+            if source := step.source:
+                self._look(source)
+        elif isinstance(step, CheckStep) and self._source and step.check():
+            self._convert(self._source, step.model_name, step.dtype, step.replace)
+        elif isinstance(step, TryStep) and step.next_label and self._model:
+            if self._loaded:
+                self.dismiss(self._model.path.name)
+            else:
+                self._try(self._model)
+
+    # 1 and 2: what is there
+
+    @work(group="demo")
+    async def _measure_demo(self) -> None:
+        """Fill in the demo's sizes; on the way the converter is imported, which takes a moment."""
+        with contextlib.suppress(UserError):
+            self.query_one(ChooseStep).show_demo_sizes(await asyncio.to_thread(self._inspect, "demo", "auto"))
+
+    def _inspect(self, source: str, dtype: str) -> SourceInfo:
+        from ...converter import inspect
+
+        return inspect(source, self._paths.models, self._paths.downloads, dtype=dtype)
+
+    @work(group="look", exclusive=True)
+    async def _look(self, source: str) -> None:
+        self._looking = True
+        self._step.note(f"Looking at {source}…")
+        try:
+            self._source = await asyncio.to_thread(self._inspect, source, "auto")
+        except Exception as error:
+            self._step.note(self._sentence(error), error=True)
+        else:
+            self.query_one(CheckStep).show(self._source, keep=False)
+            self._go("check")
+        finally:
+            self._looking = False
+
+    @on(CheckStep.DtypeChanged)
+    @work(group="look", exclusive=True)
+    async def _look_again(self, event: CheckStep.DtypeChanged) -> None:
+        """The sizes for another dtype."""
+        assert self._source is not None
+        step = self.query_one(CheckStep)
+        try:
+            info = await asyncio.to_thread(self._inspect, self._source.source, event.dtype)
+        except Exception as error:
+            step.note(self._sentence(error), error=True)
+        else:
+            step.show(info, keep=True)
+
+    def _sentence(self, error: Exception) -> str:
+        """What to tell the user; anything but a UserError is a fault of ours, and the log has the details."""
+        return str(error) if isinstance(error, UserError) else record(error, self._paths.log)
+
+    # 3: the conversion
+
+    @work(group="convert", exclusive=True)
+    async def _convert(self, source: SourceInfo, name: str, dtype: str, replace: bool) -> None:
+        from ...converter import Cancelled
+
+        cancel = self._conversion = threading.Event()
+        self._progress, self._notices = None, []
+        self.query_one(ConvertStep).begin(f"{source.source} → {name}")
+        self._go("convert")
+        # The thread leaves its latest state and the screen looks at it ten times a second: however many
+        # events there are, the interface has no more to do.
+        timer = self.set_interval(_REFRESH_S, self._show_progress)
+        try:
+            self._model = await asyncio.to_thread(self._run, source.source, name, dtype, replace, cancel)
+        except Cancelled:
+            kept = source.kind == "hub" and source.download_bytes > 0
+            rest = "the download can be taken up where it stopped" if kept else "nothing was left behind"
+            self._go("choose", f"Cancelled; {rest}.")
+        except Exception as error:
+            self._go("check", self._sentence(error), error=True)
+        else:
+            self._try(self._model)
+        finally:
+            timer.stop()
+            cancel.set()  # when the app is closed meanwhile, the thread must end and clean up
+
+    def _run(self, source: str, name: str, dtype: str, replace: bool, cancel: threading.Event) -> Checkpoint:
+        """The conversion, in a thread of its own."""
+        from ...converter import Done, Notice, convert
+
+        models, downloads = self._paths.models, self._paths.downloads
+        events = convert(source, models, downloads, name=name, dtype=dtype, force=replace, cancel=cancel)
+        for event in events:
+            if isinstance(event, Done):
+                return event.checkpoint
+            if isinstance(event, Notice):
+                self._notices.append(event.text)
+            else:
+                self._progress = (time.monotonic(), event)
+        raise AssertionError("the conversion ended without Done")
+
+    def _show_progress(self) -> None:
+        step = self.query_one(ConvertStep)
+        if self._progress:
+            at, progress = self._progress
+            step.show(progress, at)
+        step.tell(self._notices)
+
+    # 4: the smoke test
+
+    @work(group="try", exclusive=True)
+    async def _try(self, model: Checkpoint) -> None:
+        step = self.query_one(TryStep)
+        self._loaded = False
+        step.begin(model.path.name)
+        self._go("try")
+        try:
+            info = await self._load(model, step)
+        except UserError as error:
+            step.failed(str(error), "Try again")
+        else:
+            self._loaded = True
+            step.loaded(info.name, info.device_name, info.dtype, QUESTION)
+            await self._ask(step)
+        self._label_buttons()
+
+    async def _load(self, model: Checkpoint, step: TryStep) -> ModelInfo:
+        """Raises UserError with what the engine says when it cannot."""
+        from ...engine.thread import LoadOptions
+
+        sink, events = _channel()
+        self._engine.load(LoadOptions(model.path, self._options.device, self._options.dtype), sink)
+        while True:
+            event = await events.get()
+            if isinstance(event, LoadProgress):
+                step.show_load(event.done, event.total, event.text)
+            elif isinstance(event, LoadFailed):
+                raise UserError(event.message)
+            elif isinstance(event, Loaded):
+                return event.info
+
+    async def _ask(self, step: TryStep) -> None:
+        sink, events = _channel()
+        params = SamplingParams(temperature=0, max_new_tokens=_ANSWER_TOKENS)
+        self._request = self._engine.submit(GenerationRequest((Message("user", QUESTION),), params), sink)
+        try:
+            while True:
+                event = await events.get()
+                if isinstance(event, TextDelta):
+                    step.add(event.text)
+                elif isinstance(event, Failed):
+                    step.failed(event.message, "Start chatting anyway")
+                    return
+                elif isinstance(event, Finished):
+                    step.finished(event.usage)
+                    break
+        finally:
+            self._request = None
+        if event.text.strip() or event.reason == "cancelled":
+            step.next_label = "Start chatting"
+        else:
+            step.failed(
+                "The model gave an empty answer: its weights may be damaged.", "Start chatting anyway"
+            )
+
+
+def _channel() -> tuple[Sink, asyncio.Queue[Event]]:
+    """A sink for the engine's thread, and the queue in which its events arrive here."""
+    loop = asyncio.get_running_loop()
+    events: asyncio.Queue[Event] = asyncio.Queue()
+
+    def sink(event: Event) -> None:
+        with contextlib.suppress(RuntimeError):  # the app has been closed, and its loop with it
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+    return sink, events
