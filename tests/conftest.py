@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -137,3 +140,63 @@ def make_checkpoint() -> MakeCheckpoint:
         return directory
 
     return make
+
+
+# The demo model: real weights for the tests that need an answer that makes sense. It is downloaded once.
+_REPOSITORY = Path(__file__).parents[1]
+_CACHE_VARIABLE = "LITE_LLAMA_TEST_CACHE"
+
+
+@pytest.fixture(scope="session")
+def cache_directory() -> Path:
+    """A directory that outlives the test run: LITE_LLAMA_TEST_CACHE, or .cache/tests in the repository."""
+    path = Path(os.environ.get(_CACHE_VARIABLE) or _REPOSITORY / ".cache" / "tests")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def demo_gguf(cache_directory: Path) -> Path:
+    """The demo model's GGUF file (SmolLM2-135M-Instruct, Q4_1 but for Q8_0 embeddings)."""
+    from filelock import FileLock
+
+    from lite_llama.converter.demo import download_demo
+
+    steps = download_demo(cache_directory / "demo")
+    with FileLock(cache_directory / "demo.lock"):  # another worker of this run may be at it
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                return done.value
+
+
+@pytest.fixture(scope="session")
+def demo_model(demo_gguf: Path, cache_directory: Path) -> Path:
+    """The demo model, converted to bfloat16."""
+    return _converted(demo_gguf, cache_directory, "bfloat16")
+
+
+@pytest.fixture(scope="session")
+def demo_model_fp32(demo_gguf: Path, cache_directory: Path) -> Path:
+    """The demo model, converted to float32: no rounding beyond the GGUF file's own."""
+    return _converted(demo_gguf, cache_directory, "float32")
+
+
+def _converted(gguf: Path, cache: Path, dtype: str) -> Path:
+    """A conversion of `gguf` by the code as it is now, made only if there is none yet."""
+    from filelock import FileLock
+
+    from lite_llama.converter import Done, convert
+    from lite_llama.models.checkpoint import MANIFEST
+
+    sources = [path for area in ("converter", "models") for path in (_REPOSITORY / area).glob("*.py")]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
+    name = f"demo-{dtype}"
+    with FileLock(cache / f"{name}.lock"):
+        models = cache / name / digest[:16]
+        if not (models / name / MANIFEST).is_file():
+            shutil.rmtree(cache / name, ignore_errors=True)  # by the code as it was
+            events = list(convert(str(gguf), models, cache / "downloads", name=name, dtype=dtype))
+            assert isinstance(events[-1], Done)
+        return models / name
