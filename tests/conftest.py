@@ -11,6 +11,10 @@ from typing import Any, Protocol
 
 import pytest
 
+# One thread per process, set before torch is imported: test workers that share cores then do not make each
+# other's OpenMP threads wait.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Digits, accents, CJK and code, so that the merges cover more than English.
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. What is the capital of France? It is Paris.",
