@@ -24,10 +24,10 @@ class ModelRunner:
     def run(self, batch: Batch) -> list[int]:
         """Compute the batch; returns the next token of each chunk that ends its sequence, in order."""
         finishing = [chunk.sequence for chunk in batch.chunks if chunk.is_last]
-        logits = self.model(self._upload(batch), self.cache)
+        logits = self.model(self.upload(batch), self.cache)
         return sample(self.model.ops, logits, finishing) if finishing else []
 
-    def _upload(self, batch: Batch) -> TokenBatch:
+    def upload(self, batch: Batch) -> TokenBatch:
         """The batch's tensors, built on the host and copied to the device."""
         ids: list[int] = []
         positions: list[int] = []

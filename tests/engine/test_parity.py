@@ -1,0 +1,153 @@
+"""transformers is the oracle: same weights, same prompt, same logits and greedy tokens (fp32, CPU)."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lite_llama.engine.detokenizer import Detokenizer
+from lite_llama.engine.engine import Engine
+from lite_llama.engine.kv_cache import PagePool
+from lite_llama.engine.request import SamplingParams
+from lite_llama.engine.scheduler import Batch, Chunk
+from lite_llama.engine.sequence import Sequence
+
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+MODELS = {
+    "llama3-untied": ("LlamaForCausalLM", {}),
+    "llama3-tied": ("LlamaForCausalLM", {"tie_word_embeddings": True}),
+    "llama-biases": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True, "seed": 3}),
+    "llama-linear": ("LlamaForCausalLM", {"rope_parameters": LINEAR}),
+    "qwen2.5": ("Qwen2ForCausalLM", {}),
+    "qwen2.5-yarn": ("Qwen2ForCausalLM", {"rope_parameters": YARN}),
+    "qwen3": ("Qwen3ForCausalLM", {}),
+    "qwen3-tied": ("Qwen3ForCausalLM", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
+}
+NEW_TOKENS = 24
+LENGTHS = (1, 15, 16, 17, 40, 3, 90, 33)
+GREEDY = SamplingParams(temperature=0, max_new_tokens=NEW_TOKENS)
+
+
+def prompts(count: int = len(LENGTHS)) -> list[list[int]]:
+    rng = random.Random(5)
+    return [[rng.randrange(3, 384) for _ in range(length)] for length in LENGTHS[:count]]
+
+
+@pytest.fixture(params=MODELS, scope="module")
+def pair(request, tiny_model):
+    """(our engine, transformers' model) of one family, neither of which ends a reply by itself."""
+    architecture, overrides = MODELS[request.param]
+    tiny = tiny_model(architecture, **overrides)
+    engine = Engine(tiny.checkpoint, device="cpu", dtype="float32")
+    engine.tokenizer.eos_ids = frozenset()
+    oracle = AutoModelForCausalLM.from_pretrained(tiny.source, dtype=torch.float32)
+    oracle.generation_config.eos_token_id = None
+    return engine, oracle
+
+
+@torch.inference_mode()
+def oracle_greedy(oracle, prompt: list[int]) -> tuple[int, ...]:
+    ids = torch.tensor([prompt])
+    out = oracle.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=NEW_TOKENS,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        pad_token_id=0,
+    )
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+@torch.inference_mode()
+def prefill_logits(engine: Engine, sequences: list[list[int]]) -> list[torch.Tensor]:
+    """Logits of every position, all sequences in one ragged prefill batch."""
+    chunks = []
+    for number, tokens in enumerate(sequences):
+        sequence = Sequence(
+            request_id=number,
+            tokens=tokens,
+            prompt_len=len(tokens),
+            params=GREEDY,
+            seed=0,
+            max_tokens=0,
+            detokenizer=Detokenizer(engine.tokenizer.decode),
+            sink=lambda event: None,
+            submitted=0.0,
+        )
+        assert engine.pool.grow(sequence.pages, len(tokens))
+        chunks.append(Chunk(sequence, 0, len(tokens)))
+    batch = engine.runner.upload(Batch(tuple(chunks), is_decode=False))
+    logits = engine.runner.model(dataclasses.replace(batch, logit_rows=None), engine.runner.cache)
+    for chunk in chunks:
+        engine.pool.give_back(chunk.sequence.pages)
+    return list(logits.split([len(tokens) for tokens in sequences]))
+
+
+def test_logits_of_every_position(pair):
+    engine, oracle = pair
+    sequences = prompts()
+    logits = prefill_logits(engine, sequences)
+    for tokens, ours in zip(sequences, logits, strict=True):
+        with torch.inference_mode():
+            expected = oracle(torch.tensor([tokens])).logits[0]
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-3)
+
+
+def test_ragged_batch_gives_the_oracles_greedy_tokens(pair, run):
+    engine, oracle = pair
+    for prompt, reply in zip(prompts(), run(engine, prompts(), GREEDY), strict=True):
+        assert reply.token_ids == oracle_greedy(oracle, prompt)
+        assert reply.reason == "length"
+        assert reply.usage.prompt_tokens == len(prompt)
+        assert reply.usage.completion_tokens == NEW_TOKENS
+    assert engine.pool.free == engine.pool.total
+
+
+def test_alone_or_in_a_batch_the_tokens_are_the_same(pair, run):
+    engine, _ = pair
+    together = run(engine, prompts(), GREEDY)
+    for prompt, reply in zip(prompts(), together, strict=True):
+        (alone,) = run(engine, [prompt], GREEDY)
+        assert alone.token_ids == reply.token_ids
+
+
+def test_chunked_prefill_changes_nothing(pair, run):
+    engine, _ = pair
+    whole = run(engine, prompts(), GREEDY)
+    engine.scheduler.step_tokens, usual = 7, engine.scheduler.step_tokens
+    try:
+        chunked = run(engine, prompts(), GREEDY)
+    finally:
+        engine.scheduler.step_tokens = usual
+    assert [reply.token_ids for reply in chunked] == [reply.token_ids for reply in whole]
+
+
+def test_preemption_changes_nothing(pair, run):
+    engine, _ = pair
+    whole = run(engine, prompts(), GREEDY)
+    usual = engine.pool
+    engine.pool = engine.scheduler.pool = PagePool(1 + 14)
+    preempted = []
+    original = engine.scheduler._preempt
+    engine.scheduler._preempt = lambda victim: (preempted.append(victim), original(victim))[1]
+    try:
+        squeezed = run(engine, prompts(), GREEDY)
+        assert engine.pool.free == engine.pool.total
+    finally:
+        engine.pool = engine.scheduler.pool = usual
+        engine.scheduler._preempt = original
+    assert preempted
+    assert [reply.token_ids for reply in squeezed] == [reply.token_ids for reply in whole]
