@@ -97,7 +97,10 @@ def open_app(
 
     paths = Paths.default()
     if model is not None:
-        model = find(paths.models, model).path.name
+        checkpoint = find(paths.models, model)
+        if checkpoint.path.parent != paths.models:
+            raise UserError(f"The app opens models by name: move {checkpoint.path} into {paths.models}.")
+        model = checkpoint.path.name
     raise typer.Exit(tui.run(paths, model))
 
 

@@ -28,7 +28,7 @@ def _figures(done: float, total: float | None, speed: float | None) -> str:
     if not total:
         return format_bytes(done) if done else ""
     text = f"{format_bytes(done)} of {format_bytes(total)}"
-    if speed:
+    if speed and done < total:
         text += f", {format_bytes(speed)}/s, {format_seconds((total - done) / speed)} left"
     return text
 
