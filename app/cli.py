@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..models.errors import UserError
 from . import log
-from .interrupt import on_interrupt
+from .interrupt import lasting_interrupt, on_interrupt
 from .library import NO_MODEL, find, scan
 from .paths import HOME_VARIABLE, Paths
 from .text import format_bytes, format_count, format_seconds, inert, one_line
@@ -182,7 +182,8 @@ def ask(
         "stop": tuple(stop or ()),
     }
     with _console().status("Starting the engine") as status:
-        from . import ask as one_shot  # imports torch, which takes seconds
+        with lasting_interrupt():
+            from . import ask as one_shot  # imports torch, which takes seconds
 
         one_shot.check_images(image or [], checkpoint)
         asked = (one_shot.from_settings(settings), given)

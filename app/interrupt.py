@@ -25,3 +25,25 @@ def on_interrupt(stop: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def lasting_interrupt() -> Iterator[None]:
+    """Ctrl-C in the block raises KeyboardInterrupt, at the latest when the block ends.
+
+    Needed around the import of torch, some parts of which now and then swallow the exception.
+    """
+    pressed = False
+
+    def handle(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if pressed:
+        raise KeyboardInterrupt
