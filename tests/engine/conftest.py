@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from collections.abc import Sequence as Sequences
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lite_llama.converter import Done, convert
+from lite_llama.engine.detokenizer import Detokenizer
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.events import Event, Failed, Finished
 from lite_llama.engine.request import GenerationRequest, SamplingParams
+from lite_llama.engine.scheduler import Batch, Chunk
+from lite_llama.engine.sequence import Sequence
 from lite_llama.models.checkpoint import Checkpoint
 
 
@@ -50,7 +55,10 @@ class Run:
         self.events: list[Event] = []
 
     def __call__(
-        self, engine: Engine, prompts: Sequence[list[int]], params: SamplingParams | Sequence[SamplingParams]
+        self,
+        engine: Engine,
+        prompts: Sequences[list[int]],
+        params: SamplingParams | Sequences[SamplingParams],
     ) -> list[Finished]:
         """The Finished event of each prompt, in order; a Failed one is an error."""
         self.events.clear()
@@ -68,3 +76,34 @@ class Run:
 @pytest.fixture
 def run() -> Run:
     return Run()
+
+
+@torch.inference_mode()
+def _prefill_logits(engine: Engine, sequences: Sequences[list[int]]) -> list[torch.Tensor]:
+    """Logits of every position, all sequences in one ragged prefill batch."""
+    chunks = []
+    for number, tokens in enumerate(sequences):
+        sequence = Sequence(
+            request_id=number,
+            tokens=tokens,
+            prompt_len=len(tokens),
+            params=SamplingParams(),
+            seed=0,
+            max_tokens=0,
+            detokenizer=Detokenizer(engine.tokenizer.decode),
+            sink=lambda event: None,
+            submitted=0.0,
+        )
+        assert engine.pool.grow(sequence.pages, len(tokens))
+        chunks.append(Chunk(sequence, 0, len(tokens)))
+    batch = engine.runner.upload(Batch(tuple(chunks), is_decode=False))
+    logits = engine.runner.model(replace(batch, logit_rows=None), engine.runner.cache)
+    for chunk in chunks:
+        engine.pool.give_back(chunk.sequence.pages)
+    return list(logits.split([len(tokens) for tokens in sequences]))
+
+
+@pytest.fixture
+def prefill_logits() -> Callable[[Engine, Sequences[list[int]]], list[torch.Tensor]]:
+    """Runs token sequences as one ragged prefill batch; returns the logits [T, V] of each."""
+    return _prefill_logits

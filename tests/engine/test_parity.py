@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lite_llama.engine.detokenizer import Detokenizer
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.kv_cache import PagePool
 from lite_llama.engine.request import SamplingParams
-from lite_llama.engine.scheduler import Batch, Chunk
-from lite_llama.engine.sequence import Sequence
 
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 YARN = {
@@ -71,32 +67,7 @@ def oracle_greedy(oracle, prompt: list[int]) -> tuple[int, ...]:
     return tuple(out[0, len(prompt) :].tolist())
 
 
-@torch.inference_mode()
-def prefill_logits(engine: Engine, sequences: list[list[int]]) -> list[torch.Tensor]:
-    """Logits of every position, all sequences in one ragged prefill batch."""
-    chunks = []
-    for number, tokens in enumerate(sequences):
-        sequence = Sequence(
-            request_id=number,
-            tokens=tokens,
-            prompt_len=len(tokens),
-            params=GREEDY,
-            seed=0,
-            max_tokens=0,
-            detokenizer=Detokenizer(engine.tokenizer.decode),
-            sink=lambda event: None,
-            submitted=0.0,
-        )
-        assert engine.pool.grow(sequence.pages, len(tokens))
-        chunks.append(Chunk(sequence, 0, len(tokens)))
-    batch = engine.runner.upload(Batch(tuple(chunks), is_decode=False))
-    logits = engine.runner.model(dataclasses.replace(batch, logit_rows=None), engine.runner.cache)
-    for chunk in chunks:
-        engine.pool.give_back(chunk.sequence.pages)
-    return list(logits.split([len(tokens) for tokens in sequences]))
-
-
-def test_logits_of_every_position(pair):
+def test_logits_of_every_position(pair, prefill_logits):
     engine, oracle = pair
     sequences = prompts()
     logits = prefill_logits(engine, sequences)

@@ -1,0 +1,99 @@
+"""The real demo model against transformers, which reads the same GGUF file by code of its own.
+
+Only the weights are transformers': its GGUF import splits digits wrongly for this tokenizer, so both sides
+get the ids of ours (which tests/converter checks against the file's own vocabulary).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+from lite_llama.engine.engine import Engine
+from lite_llama.engine.request import Message, SamplingParams
+from lite_llama.models.checkpoint import Checkpoint
+
+NEW_TOKENS = 16
+LICENSE = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
+QUESTIONS = [
+    "Hi",
+    "What is the capital of France?",
+    "Write a haiku about the sea.",
+    "List three uses of a paper clip.",
+    "Explain gravity to a child in two sentences.",
+    "Translate 'good morning' into Spanish.",
+    "What is 17 + 25?",
+    "def fibonacci(n):",
+    "Why is the sky blue?",
+    "Name the planets of the solar system in order.",
+    "Wie heißt die Hauptstadt von Österreich?",
+    "你好!",
+    "Summarise the plot of Romeo and Juliet.",
+    "Give me a recipe for pancakes with 3 eggs and 250 g of flour.",
+    "In 1969, 2 people walked on the Moon. Who were they?",
+    "Correct the grammar: 'she go to school yesterday'.",
+    "Summarise this text:\n\n" + LICENSE[:1500],
+]
+CONVERSATIONS = [
+    *[(Message("user", question),) for question in QUESTIONS],
+    (
+        Message("system", "You are a pirate. Answer as one."),
+        Message("user", "Where are you from?"),
+        Message("assistant", "Arr, from the seven seas!"),
+        Message("user", "And what do you eat?"),
+    ),
+    (
+        Message("user", "My name is Ada and I like trains."),
+        Message("assistant", "Nice to meet you, Ada! Trains are fascinating."),
+        Message("user", "What is my name, and what do I like?"),
+    ),
+    (Message("user", "What are the conditions for redistribution in this licence?\n\n" + LICENSE[:9000]),),
+]
+
+
+@pytest.fixture(scope="module")
+def engine(demo_model_fp32):
+    return Engine(Checkpoint.open(demo_model_fp32), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def oracle(demo_gguf):
+    config = AutoConfig.from_pretrained(demo_gguf.parent, gguf_file=demo_gguf.name)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    # from_pretrained would do the same but asks for the accelerate package.
+    weights = load_gguf_checkpoint(str(demo_gguf), return_tensors=True, model_to_load=model)["tensors"]
+    missing, unknown = model.load_state_dict(weights, strict=False)
+    assert missing == ["lm_head.weight"]  # tied
+    assert not unknown
+    model.tie_weights()
+    return model.eval()
+
+
+@torch.inference_mode()
+def test_greedy_tokens_of_twenty_prompts(engine, oracle, run):
+    prompts = [engine.tokenizer.encode_chat(messages) for messages in CONVERSATIONS]
+    assert len(prompts) == 20
+    assert len(prompts[-1]) > 1500
+    replies = run(engine, prompts, SamplingParams(temperature=0, max_new_tokens=NEW_TOKENS))
+    for prompt, reply in zip(prompts, replies, strict=True):
+        ids = torch.tensor([prompt])
+        expected = oracle.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=NEW_TOKENS,
+            eos_token_id=sorted(engine.tokenizer.eos_ids),
+            pad_token_id=2,
+        )
+        assert reply.token_ids == tuple(expected[0, len(prompt) :].tolist())
+
+
+@torch.inference_mode()
+def test_logits_of_every_position(engine, oracle, prefill_logits):
+    prompts = [engine.tokenizer.encode_chat(messages) for messages in CONVERSATIONS[-4:]]
+    for prompt, ours in zip(prompts, prefill_logits(engine, prompts), strict=True):
+        torch.testing.assert_close(ours, oracle(torch.tensor([prompt])).logits[0], rtol=0, atol=1e-3)
