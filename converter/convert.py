@@ -93,7 +93,7 @@ def convert(
     dtype: str = "auto",
     force: bool = False,
     cancel: threading.Event | None = None,
-) -> Iterator[ConvertEvent]:
+) -> Generator[ConvertEvent, None, None]:
     """Convert `source` to models_dir/name, telling its progress; the last event is Done.
 
     `dtype` is auto (what the source declares), float32, bfloat16 or float16. Raises UserError for anything
@@ -125,7 +125,7 @@ def identify(source: str) -> tuple[Kind, str]:
     if source == "demo":
         return "demo", source
     path = Path(source).expanduser()
-    if path.is_dir():
+    if source and path.is_dir():
         return "directory", str(path)
     if path.is_file():
         with path.open("rb") as file:
@@ -278,7 +278,7 @@ def _check_tensors(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) -
     for name, shape in expected.items():
         if shapes[name] != shape:
             raise CheckpointError(
-                f"Tensor {name} has shape {list(shapes[name])} instead of {list(shape)}: "
+                f"Tensor {name} has shape {list(shapes[name])}, not {list(shape)}: "
                 "get the config.json that belongs to the checkpoint."
             )
 
@@ -290,7 +290,7 @@ def _tensors(names: Sequence[str] | set[str]) -> str:
 def _open(kind: Kind, path: Path) -> Source:
     if kind == "directory":
         return HuggingFaceSource(path)
-    from .gguf import open_gguf  # imports torch: see writer.py
+    from .gguf import open_gguf  # imports torch: see source.py
 
     return open_gguf(path)
 

@@ -66,7 +66,9 @@ class Repo:
         return downloads_dir / f"{self.name.replace('/', '--')}--{self.revision[:12]}"
 
     def remaining(self, directory: Path) -> int:
-        """Bytes that are still to be fetched into `directory`."""
+        """Bytes that are still to be fetched into `directory`; none when the Hub's cache has them."""
+        if self.cached:
+            return 0
         return self.size - sum(_fetched(directory, file) for file in self.files)
 
 
@@ -230,7 +232,7 @@ def _matches(path: Path, file: RemoteFile) -> bool:
 
 def _endpoint() -> str | None:
     """HF_ENDPOINT as it is now; huggingface_hub looks at it only when it is imported."""
-    return os.environ.get("HF_ENDPOINT")
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 
 @contextmanager

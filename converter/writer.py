@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..models.errors import CheckpointError, UserError
 from ..models.weights import Target
 
-if TYPE_CHECKING:  # torch takes seconds to import, and the app imports this package as it starts
+if TYPE_CHECKING:
     from torch import Tensor
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
