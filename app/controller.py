@@ -116,6 +116,11 @@ class ModelFailed:
 
 
 @dataclass(frozen=True)
+class ModelGone:
+    """No model is loaded any more, or none yet."""
+
+
+@dataclass(frozen=True)
 class ContextUsed:
     """`used` of `limit` tokens of the context, the draft in the input included."""
 
@@ -142,6 +147,7 @@ ControllerEvent = (
     | ModelLoading
     | ModelReady
     | ModelFailed
+    | ModelGone
     | ContextUsed
     | Told
 )
@@ -182,17 +188,17 @@ class Inbox:
 
 
 class Controller:
-    """One conversation at a time; `tell` is awaited with each event, in order."""
+    """One conversation at a time; `tell` is awaited with each event, in order. `start` comes first."""
+
+    database: Database
 
     def __init__(
         self,
-        database: Database,
         settings: Settings,
         models_dir: Path,
         create_engine: Callable[[], EngineThread],
         tell: Listener,
     ) -> None:
-        self.database = database
         self.settings = settings
         self.models_dir = models_dir
         self.engine: EngineThread | None = None
@@ -207,6 +213,7 @@ class Controller:
         self._count: asyncio.Task[None] | None = None
         self._draft = ""
         self._saving_failed = False
+        self._open = False
 
     # State
 
@@ -239,8 +246,10 @@ class Controller:
 
     # Start and end
 
-    async def start(self) -> None:
-        """Show the conversation that a crash cut off, or an empty one."""
+    async def start(self, database: Database) -> None:
+        """Use this database, and show the conversation that a crash cut off, or an empty one."""
+        self.database = database
+        self._open = True
         with contextlib.suppress(_Told):
             if interrupted := await self._attempt(self.database.recover()):
                 self.conversation = await self._attempt(self.database.load(interrupted))
@@ -258,6 +267,9 @@ class Controller:
 
     async def close(self) -> None:
         """Stop the reply, save what there is of it, close the database. The engine is left to the caller."""
+        if not self._open:
+            return
+        self._open = False
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.cancel(), CLOSE_TIMEOUT_S)
         if self.engine and self.loading:
@@ -293,16 +305,18 @@ class Controller:
                     case LoadProgress(done, total, text):
                         await self._tell(ModelLoading(name, done, total, text))
                     case Loaded():
-                        await self.use_loaded_model()
+                        await self.model_changed()
                     case LoadFailed(message):
                         await self._tell(ModelFailed(name, message))
         except Exception:
             log.exception("loading %s failed", name)
             await self._tell(ModelFailed(name, INTERNAL_ERROR))
 
-    async def use_loaded_model(self) -> None:
-        """Tell that the engine has a model, be it loaded here or by the wizard."""
-        if self.model is not None:
+    async def model_changed(self) -> None:
+        """Tell which model the engine has now, be it loaded here or by the wizard."""
+        if self.model is None:
+            await self._tell(ModelGone())
+        else:
             await self._tell(ModelReady(self.model))
             self._count_soon()
 
@@ -539,9 +553,9 @@ class Controller:
     # Saving and telling
 
     async def _save(self, conversation: Conversation, turns: Sequence[Turn]) -> None:
-        """Save; a failure is told once, until saving works again."""
+        """Save; a failure is told once, and what it left out is saved as soon as that works again."""
         try:
-            await self.database.save(conversation, turns)
+            await self.database.save(conversation, conversation.turns if self._saving_failed else turns)
             self._saving_failed = False
         except UserError as error:
             if not self._saving_failed:

@@ -1,28 +1,20 @@
-"""Text that comes from outside: made harmless for the terminal, shortened to a title, read as a file path."""
+"""What the user types or drops: shortened to a title, read as the path of an image."""
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from .text import inert
+
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _TITLE_LENGTH = 48
-
-
-def printable(text: str) -> str:
-    """`text` without C0 and C1 control characters other than newline and tab.
-
-    What is left of an escape sequence is plain letters, which no terminal obeys.
-    """
-    return _CONTROL.sub("", text)
 
 
 def title_of(text: str) -> str:
     """The first words of a message as the title of its conversation."""
-    words = printable(text).split()
+    words = inert(text).split()
     title = ""
     for word in words:
         longer = f"{title} {word}".strip()

@@ -3,6 +3,7 @@
 import sqlite3
 
 import pytest
+
 from lite_llama.app import database
 from lite_llama.app.database import Conversation, DamagedError, Database, Turn, open_or_replace
 from lite_llama.engine.events import Usage

@@ -1,0 +1,184 @@
+"""The chat: shows what the controller tells, and hands the user's wishes to it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
+from textual.widgets import Footer, TextArea
+
+from ..actions import ACTIONS, slash_command
+from ..controller import (
+    ContextUsed,
+    Controller,
+    ControllerEvent,
+    ConversationShown,
+    ModelFailed,
+    ModelGone,
+    ModelLoading,
+    ModelReady,
+    PromptRead,
+    PromptReturned,
+    TextAdded,
+    TurnAdded,
+    TurnChanged,
+    TurnRemoved,
+)
+from ..incoming import image_paths
+from ..widgets.prompt import PromptInput
+from ..widgets.status import ContextLabel, ContextMeter, Header, Telemetry
+from ..widgets.transcript import Transcript
+from . import images
+
+
+class ChatScreen(Screen[None]):
+    """Transcript, prompt and status lines. Generation, saving and loading are the controller's."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        action.binding
+        for action in ACTIONS
+        if action.keys and action.name != "app.quit"  # everywhere
+    ]
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (12, "-tall")]  # noqa: RUF012 - declared so by Textual
+    HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (50, "-narrow"), (100, "-wide")]  # noqa: RUF012
+
+    def __init__(self, controller: Controller) -> None:
+        super().__init__()
+        self.controller = controller
+        self._header = Header()
+        self._transcript = Transcript(id="transcript")
+        self._prompt = PromptInput()
+        self._telemetry = Telemetry()
+        self._meter_label = ContextLabel()
+        self._meter = ContextMeter()
+
+    def compose(self) -> ComposeResult:
+        yield self._header
+        yield self._transcript
+        with Vertical(id="composer"):
+            yield self._prompt
+            with Horizontal(id="status"):
+                yield self._telemetry
+                yield self._meter_label
+                yield self._meter
+        yield Footer(compact=True)
+
+    def on_mount(self) -> None:
+        self._prompt.focus()
+
+    # What the controller tells
+
+    async def handle(self, event: ControllerEvent) -> None:
+        match event:
+            case ConversationShown(conversation):
+                self._header.show_title(conversation.title)
+                await self._transcript.show(conversation.turns)
+                self._show_idle()
+            case TurnAdded(turn):
+                self._header.show_title(self.controller.conversation.title)
+                await self._transcript.add(turn)
+                if turn.role == "assistant" and self.controller.loading:
+                    return  # the load's progress stays in view
+                self._telemetry.show("Waiting for the engine")
+            case TextAdded(turn, text, tokens, rate):
+                if reply := self._transcript.reply(turn):
+                    await reply.append(text)
+                self._telemetry.show_decode(tokens, rate)
+            case TurnChanged(turn):
+                if reply := self._transcript.reply(turn):
+                    await reply.refresh_turn()
+                if turn.status != "streaming":
+                    self._show_idle()
+            case TurnRemoved(turn):
+                await self._transcript.remove_turn(turn)
+                if not self.controller.conversation.turns:
+                    await self._transcript.show([])
+                self._show_idle()
+            case PromptRead(done, total):
+                self._telemetry.show_prefill(done, total)
+            case PromptReturned(text):
+                self._prompt.give_back(text)
+            case ContextUsed(used, limit):
+                self._meter_label.show(used, limit)
+                self._meter.show(used, limit)
+            case ModelLoading(name, done, total, text):
+                self._header.show_model(None)
+                self._telemetry.show_loading(name, text, done, total)
+            case ModelReady(info):
+                self._header.show_model(info)
+                if not self.controller.replying:
+                    self._show_idle()
+            case ModelFailed() | ModelGone():
+                self._header.show_model(None)
+                self._show_idle()
+
+    def _show_idle(self) -> None:
+        """Nothing goes on: the last reply's figures, or what the user can do."""
+        reply = self.controller.last_reply
+        if self.controller.model is None and not self.controller.loading:
+            self._telemetry.show("No model is loaded  ·  F3 to choose one", "$text-warning")
+        elif reply is not None and reply.figures is not None:
+            self._telemetry.show_usage(reply.figures)
+        elif self.controller.model is not None:
+            self._telemetry.show("Ready")
+
+    # What the user does
+
+    @on(TextArea.Changed)
+    def _draft_changed(self, event: TextArea.Changed) -> None:
+        self.controller.set_draft(event.text_area.text)
+
+    @on(PromptInput.ImagesDropped)
+    def _images_dropped(self) -> None:
+        self._notify_images()
+
+    @on(PromptInput.Submitted)
+    async def _submit(self, event: PromptInput.Submitted) -> None:
+        # Images first: a path begins with a slash as a command does.
+        if image_paths(event.text):
+            self._notify_images()
+        elif action := slash_command(event.text):
+            event.prompt.text = ""
+            await self.run_action(action.name)
+        elif self.controller.replying:
+            self.notify(
+                "The last reply is still being written: wait, or stop it with Esc.", severity="warning"
+            )
+        else:
+            event.prompt.sent()
+            await self.controller.send(event.text)
+
+    def _notify_images(self) -> None:
+        model = self.controller.model
+        self.notify(images.why_not(model.name if model else None), title="Image", markup=False)
+
+    async def action_cancel(self) -> None:
+        await self.controller.cancel()
+
+    async def action_continue_reply(self) -> None:
+        if self.controller.can_continue:
+            await self.controller.continue_reply()
+        else:
+            self.notify("There is no reply that was cut off.")
+
+    async def action_regenerate(self) -> None:
+        await self.controller.regenerate()
+
+    async def action_new_conversation(self) -> None:
+        await self.controller.new_conversation()
+
+    async def action_show_all_turns(self) -> None:
+        await self._transcript.show(self.controller.conversation.turns, all_turns=True)
+
+    def action_scroll_transcript(self, where: str) -> None:
+        transcript = self._transcript
+        {
+            "page_up": transcript.scroll_page_up,
+            "page_down": transcript.scroll_page_down,
+            "home": transcript.scroll_home,
+            "end": transcript.scroll_end,
+        }[where](animate=False)

@@ -1,0 +1,71 @@
+"""One turn of the conversation on the screen."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+from textual.widgets import Static
+
+from ..database import Turn
+from ..text import inert
+from .markdown import ReplyMarkdown
+
+
+class UserMessage(Static):
+    """What the user wrote, exactly as written."""
+
+    def __init__(self, turn: Turn) -> None:
+        super().__init__(Content(inert(turn.text)), markup=False)
+        self.turn = turn
+
+
+class ReplyMessage(Vertical):
+    """A reply: its Markdown while and after it is written, how it ended, and what can be done then."""
+
+    def __init__(self, turn: Turn) -> None:
+        super().__init__()
+        self.turn = turn
+        self._body = ReplyMarkdown(inert(turn.text))
+        self._outcome = Static(classes="outcome", markup=False)
+
+    def compose(self) -> ComposeResult:
+        yield self._body
+        yield self._outcome
+
+    def on_mount(self) -> None:
+        self._show_outcome()
+
+    async def append(self, text: str) -> None:
+        """More of the reply has come."""
+        await self._body.stream(inert(text))
+        self._outcome.display = False
+
+    async def refresh_turn(self) -> None:
+        """Show the turn as it is now: after its end, or set back for another try."""
+        await self._body.show(inert(self.turn.text))
+        self._show_outcome()
+
+    def _show_outcome(self) -> None:
+        turn = self.turn
+        reason, style = {
+            "complete": ("", ""),
+            "streaming": ("…", ""),
+            "stopped": ("Stopped", "$text-warning"),
+            "length": (turn.note, "$text-warning"),
+            "error": (turn.note, "$text-error"),
+        }[turn.status]
+        parts = [Content.styled(inert(reason), style)] if reason else []
+        if turn.status in ("stopped", "length", "error"):
+            offers = [_offer("Try again", "Ctrl+R", "regenerate")]
+            if turn.text:
+                offers.insert(0, _offer("Continue", "Ctrl+G", "continue_reply"))
+            parts.append(Content("   ").join(offers))
+        between = "   " if turn.status == "stopped" else "\n"
+        self._outcome.update(Content(between).join(parts))
+        self._outcome.display = bool(parts)
+
+
+def _offer(label: str, key: str, action: str) -> Content:
+    """Something to click, with the key that does the same."""
+    return Content.from_markup(f"[@click=screen.{action}]{label}[/] {key}")

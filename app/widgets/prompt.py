@@ -1,0 +1,119 @@
+"""The input of the chat: several lines, Enter sends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.widgets import TextArea
+
+from ..incoming import image_paths
+from ..text import inert
+
+
+class PromptInput(TextArea):
+    """Sends with Enter, starts a new line with Alt+Enter, Shift+Enter or Ctrl+J.
+
+    Many terminals cannot tell Shift+Enter from Enter, and on some Ctrl+J is Enter, hence three of them.
+    """
+
+    BINDINGS: list[BindingType] = [  # noqa: RUF012 - declared so by Textual
+        Binding("alt+enter,shift+enter,ctrl+j", "new_line", "New line", show=False),
+        Binding("pageup", "screen.scroll_transcript('page_up')", show=False),
+        Binding("pagedown", "screen.scroll_transcript('page_down')", show=False),
+        Binding("ctrl+home", "screen.scroll_transcript('home')", show=False),
+        Binding("ctrl+end", "screen.scroll_transcript('end')", show=False),
+    ]
+
+    @dataclass
+    class Submitted(Message):
+        """The user wants `text` to be sent; it is still in the input."""
+
+        prompt: PromptInput
+        text: str
+
+        @property
+        def control(self) -> PromptInput:
+            return self.prompt
+
+    @dataclass
+    class ImagesDropped(Message):
+        """Paths of images were pasted, as terminals do with files dropped on them; they are in the input."""
+
+        prompt: PromptInput
+        paths: list[Path]
+
+        @property
+        def control(self) -> PromptInput:
+            return self.prompt
+
+    def __init__(self) -> None:
+        super().__init__(
+            id="prompt",
+            compact=True,
+            highlight_cursor_line=False,
+            placeholder="Message",
+        )
+        self._sent: list[str] = []
+        self._recalled: int | None = None
+
+    def _submit(self) -> None:
+        text = inert(self.text)
+        if text.strip():
+            self.post_message(self.Submitted(self, text))
+
+    def action_new_line(self) -> None:
+        self._put("\n")
+
+    def sent(self) -> None:
+        """What is in the input was accepted: empty it, and keep it for the up key."""
+        self._sent.append(self.text)
+        self._recalled = None
+        self.text = ""
+
+    def give_back(self, text: str) -> None:
+        """Put text back that could not be sent, before what has been typed since."""
+        self._show("\n".join(part for part in (text, self.text) if part))
+
+    def action_cursor_up(self, select: bool = False) -> None:
+        at = len(self._sent) if self._recalled is None else self._recalled
+        if self.cursor_at_first_line and at > 0 and (self._recalled is not None or not self.text):
+            self._recall(at - 1)
+        else:
+            super().action_cursor_up(select)
+
+    def action_cursor_down(self, select: bool = False) -> None:
+        if self.cursor_at_last_line and self._recalled is not None:
+            self._recall(self._recalled + 1)
+        else:
+            super().action_cursor_down(select)
+
+    def _recall(self, number: int) -> None:
+        recalled = number < len(self._sent)
+        self._recalled = number if recalled else None
+        self._show(self._sent[number] if recalled else "")
+
+    def _show(self, text: str) -> None:
+        self.text = text
+        self.move_cursor(self.document.end)
+
+    def _put(self, text: str) -> None:
+        result = self.replace(text, *self.selection, maintain_selection_offset=False)
+        self.move_cursor(result.end_location)
+
+    async def _on_key(self, event: events.Key) -> None:
+        if event.key == "enter":
+            event.stop()
+            event.prevent_default()  # TextArea's own handler would start a new line
+            self._submit()
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        event.stop()
+        event.prevent_default()  # TextArea's own handler would keep the carriage returns
+        text = event.text.replace("\r\n", "\n").replace("\r", "\n")
+        self._put(text)
+        if paths := image_paths(text):
+            self.post_message(self.ImagesDropped(self, paths))

@@ -1,0 +1,471 @@
+"""The conversation controller with a scripted engine and a real database; Textual plays no part here."""
+
+import asyncio
+import sqlite3
+import threading
+import time
+
+import pytest
+
+from lite_llama.app import controller as module
+from lite_llama.app.controller import (
+    ContextUsed,
+    Controller,
+    ConversationShown,
+    ModelFailed,
+    ModelLoading,
+    ModelReady,
+    PromptReturned,
+    TextAdded,
+    Told,
+    TurnAdded,
+    TurnChanged,
+    TurnRemoved,
+)
+from lite_llama.app.database import Conversation, Database, Turn
+from lite_llama.app.settings import Settings
+from lite_llama.engine.request import Message
+
+
+class Desk:
+    """A controller with all that it told."""
+
+    def __init__(self, database, engine, paths, settings):
+        self.told = []
+        self.controller = Controller(settings, paths.models, lambda: engine, self._listen)
+        self.controller.database, self.controller._open = database, True
+
+    async def _listen(self, event):
+        self.told.append(event)
+
+    def of(self, kind):
+        return [event for event in self.told if isinstance(event, kind)]
+
+    async def until(self, true, timeout=5.0):
+        """Wait for a condition on what was told."""
+        async with asyncio.timeout(timeout):
+            while not true():
+                await asyncio.sleep(0.005)
+
+    async def replied(self):
+        await self.until(lambda: not self.controller.replying)
+
+    @property
+    def turns(self):
+        return [(turn.role, turn.text, turn.status) for turn in self.controller.conversation.turns]
+
+    async def stored(self):
+        """What another program would read from the file now."""
+        return await self.controller.database.load(self.controller.conversation.id)
+
+
+@pytest.fixture(autouse=True)
+def no_fault_of_ours(caplog):
+    """The controller logs what should never happen; a test that causes it clears caplog."""
+    yield
+    assert [r for r in caplog.get_records("call") if r.levelname == "ERROR"] == []
+
+
+@pytest.fixture
+async def database(paths):
+    opened = await Database.open(paths.database)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def make_desk(database, engine, paths):
+    """`make_desk(**settings)`: a controller whose engine has no model yet."""
+    return lambda **settings: Desk(database, engine, paths, Settings(**settings))
+
+
+@pytest.fixture
+async def desk(make_desk, engine, database):
+    """A controller whose model `tiny` is loaded."""
+    made = make_desk()
+    engine.use("tiny")
+    await made.controller.start_engine()
+    await made.controller.start(database)
+    return made
+
+
+async def test_a_reply_streams_and_is_saved_with_its_figures(desk, engine):
+    engine.reply("Hel", "lo", " there", delay=0.15)
+    await desk.controller.send("Hi")
+    await desk.replied()
+    assert desk.turns == [("user", "Hi", "complete"), ("assistant", "Hello there", "complete")]
+    added = desk.of(TextAdded)
+    assert "".join(event.text for event in added) in "Hello there"
+    assert len(added) >= 2
+    assert added[-1].tokens_per_s == 20.0
+    assert desk.controller.last_reply.figures.completion_tokens == 3
+    stored = await desk.stored()
+    assert stored.turns == desk.controller.conversation.turns
+    assert (stored.title, stored.model) == ("Hi", "tiny")
+
+
+async def test_text_is_told_at_most_ten_times_a_second(desk, engine):
+    engine.reply(*["x"] * 200, delay=0.003)
+    began = time.monotonic()
+    await desk.controller.send("Hi")
+    await desk.replied()
+    took = time.monotonic() - began
+    assert len(desk.of(TextAdded)) <= took / module.TELL_EVERY_S + 1
+    assert desk.turns[-1] == ("assistant", "x" * 200, "complete")
+
+
+async def test_the_users_turn_is_on_disk_before_the_engine_is_asked(desk, engine, paths, monkeypatch):
+    seen = []
+    submit = engine.submit
+
+    def spy(request, sink):
+        with sqlite3.connect(paths.database) as other:
+            seen.extend(other.execute("SELECT role, content, status FROM messages ORDER BY position"))
+        return submit(request, sink)
+
+    monkeypatch.setattr(engine, "submit", spy)
+    await desk.controller.send("Hi")
+    await desk.replied()
+    assert seen == [("user", "Hi", "complete"), ("assistant", "", "streaming")]
+
+
+async def test_a_partial_reply_is_saved_while_it_streams(desk, engine, monkeypatch):
+    monkeypatch.setattr(module, "SAVE_EVERY_S", 0.0)
+    engine.reply("Half an", " answer", hold_after=1)
+    await desk.controller.send("Hi")
+    await desk.until(lambda: desk.of(TextAdded))
+    await asyncio.sleep(0.05)
+    stored = await desk.stored()
+    assert (stored.turns[-1].text, stored.turns[-1].status) == ("Half an", "streaming")
+    await desk.controller.cancel()
+
+
+async def test_cancel_keeps_the_part_and_continue_goes_on_from_it(desk, engine):
+    engine.reply("One, ", "two, ", "never", hold_after=2)
+    await desk.controller.send("Count")
+    await desk.until(lambda: desk.of(TextAdded))
+    await asyncio.sleep(module.TELL_EVERY_S + 0.05)
+    assert not desk.controller.can_continue
+    await desk.controller.cancel()
+    assert desk.turns[-1] == ("assistant", "One, two, ", "stopped")
+    assert (await desk.stored()).turns[-1].text == "One, two, "
+    assert desk.controller.can_continue
+
+    engine.reply("three.")
+    await desk.controller.continue_reply()
+    await desk.replied()
+    assert engine.requests[-1].continue_last
+    assert engine.requests[-1].messages == (Message("user", "Count"), Message("assistant", "One, two, "))
+    assert desk.turns == [("user", "Count", "complete"), ("assistant", "One, two, three.", "complete")]
+    assert (await desk.stored()).turns == desk.controller.conversation.turns
+    assert not desk.controller.can_continue
+
+
+async def test_an_engine_failure_is_told_on_the_reply_and_retry_replaces_it(desk, engine):
+    engine.reply("Half", error="The GPU fell over.")
+    await desk.controller.send("Hi")
+    await desk.replied()
+    assert desk.turns[-1] == ("assistant", "Half", "error")
+    assert desk.controller.last_reply.note == "The GPU fell over."
+    assert (await desk.stored()).turns[-1].note == "The GPU fell over."
+
+    engine.reply("Whole")
+    await desk.controller.regenerate()
+    await desk.replied()
+    assert engine.requests[-1].messages == (Message("user", "Hi"),)
+    assert not engine.requests[-1].continue_last
+    assert desk.turns == [("user", "Hi", "complete"), ("assistant", "Whole", "complete")]
+    assert desk.controller.last_reply.note == ""
+
+
+async def test_a_prompt_that_is_refused_goes_back_and_leaves_no_trace(desk, engine):
+    engine.reply(refuse="The prompt has 9,000 tokens, the context 2,048: shorten it.")
+    await desk.controller.send("Very long")
+    await desk.replied()
+    await desk.until(lambda: desk.of(PromptReturned))
+    assert desk.of(PromptReturned) == [PromptReturned("Very long")]
+    assert [event.text for event in desk.of(Told)] == [
+        "The prompt has 9,000 tokens, the context 2,048: shorten it."
+    ]
+    assert [event.turn.role for event in desk.of(TurnRemoved)] == ["assistant", "user"]
+    assert desk.turns == []
+    assert await desk.controller.summaries() == []
+
+
+async def test_a_refused_continue_or_retry_leaves_the_reply_as_it_was(desk, engine):
+    engine.reply("All there is", reason="length")
+    await desk.controller.send("Hi")
+    await desk.replied()
+    before = desk.turns
+    for again in (desk.controller.continue_reply, desk.controller.regenerate):
+        engine.reply(refuse="The context is full.")
+        await again()
+        await desk.replied()
+        assert desk.turns == before
+        assert (await desk.stored()).turns == desk.controller.conversation.turns
+    assert len(desk.of(Told)) == 2
+
+
+@pytest.mark.parametrize(
+    ("max_context", "sentence"),
+    [(2048, "The reply reached its limit of 2 tokens."), (7, "The context of 7 tokens is full")],
+)
+async def test_the_length_limit_is_explained(desk, engine, max_context, sentence):
+    engine.max_context = max_context
+    engine.use("tiny")
+    engine.reply("a ", "b", reason="length")
+    await desk.controller.send("Hi")
+    await desk.replied()
+    assert desk.turns[-1] == ("assistant", "a b", "length")
+    assert desk.controller.last_reply.note.startswith(sentence)
+    assert desk.controller.can_continue
+
+
+async def test_the_request_holds_the_history_and_the_settings(make_desk, engine, database):
+    engine.use("tiny")
+    desk = make_desk(system_prompt="Be brief.", temperature=0.1, max_gen_len=5)
+    await desk.controller.start_engine()
+    await desk.controller.start(database)
+    engine.reply("1")
+    await desk.controller.send("a")
+    await desk.replied()
+    engine.reply("", error="Broken before the first word.")
+    await desk.controller.send("b")
+    await desk.replied()
+    await desk.controller.send("c")
+    await desk.replied()
+    request = engine.requests[-1]
+    assert request.messages == (
+        Message("system", "Be brief."),
+        Message("user", "a"),
+        Message("assistant", "1"),
+        Message("user", "b"),
+        Message("user", "c"),
+    )
+    assert (request.params.temperature, request.params.max_new_tokens) == (0.1, 5)
+
+
+async def test_a_changed_system_prompt_counts_for_this_conversation_and_new_ones(desk, engine):
+    await desk.controller.send("a")
+    await desk.replied()
+    old = desk.controller.conversation.id
+    await desk.controller.new_conversation()
+    desk.controller.set_settings(Settings(**{"system_prompt": "New."}))
+    await desk.controller.send("b")
+    await desk.replied()
+    assert engine.requests[-1].messages[0] == Message("system", "New.")
+    await desk.controller.open_conversation(old)
+    await desk.controller.send("c")
+    await desk.replied()
+    assert engine.requests[-1].messages[0] == Message("user", "a")
+
+
+async def test_opening_a_conversation_stops_the_reply_and_saves_it(desk, engine):
+    await desk.controller.send("first")
+    await desk.replied()
+    first = desk.controller.conversation.id
+    await desk.controller.new_conversation()
+    engine.reply("half", "never", hold_after=1)
+    await desk.controller.send("second")
+    await desk.until(lambda: desk.of(TextAdded) and desk.of(TextAdded)[-1].text == "half")
+    second = desk.controller.conversation.id
+    await desk.controller.open_conversation(first)
+    assert desk.turns[0] == ("user", "first", "complete")
+    assert (await desk.controller.database.load(second)).turns[-1].status == "stopped"
+    assert [summary.id for summary in await desk.controller.summaries()] == [second, first]
+
+
+async def test_deleting_the_open_conversation_leaves_an_empty_one(desk):
+    await desk.controller.send("gone")
+    await desk.replied()
+    gone = desk.controller.conversation.id
+    await desk.controller.rename_conversation(gone, "  renamed\x1b[2J \n title ")
+    assert [summary.title for summary in await desk.controller.summaries()] == ["renamed[2J title"]
+    await desk.controller.delete_conversation(gone)
+    assert desk.turns == []
+    assert await desk.controller.summaries() == []
+
+
+async def test_a_reply_cut_off_by_a_crash_is_shown_and_can_go_on(desk, engine, database):
+    crashed = Conversation(title="t", turns=[Turn("user", "q"), Turn("assistant", "half", "streaming")])
+    await database.save(crashed, crashed.turns)
+    desk.told.clear()
+    await desk.controller.start(database)
+    assert desk.of(ConversationShown)[0].conversation.id == crashed.id
+    assert desk.turns[-1] == ("assistant", "half", "stopped")
+    assert desk.controller.can_continue
+    engine.reply(" done")
+    await desk.controller.continue_reply()
+    await desk.replied()
+    assert desk.turns[-1] == ("assistant", "half done", "complete")
+
+
+async def test_sending_while_a_reply_is_written_gives_the_text_back(desk, engine):
+    engine.reply("a", "b", hold_after=1)
+    await desk.controller.send("one")
+    await desk.controller.send("two")
+    assert desk.of(PromptReturned) == [PromptReturned("two")]
+    assert len(desk.turns) == 2
+    await desk.controller.cancel()
+
+
+async def test_without_a_model_nothing_is_sent(make_desk, engine):
+    desk = make_desk()
+    await desk.controller.start_engine()
+    await desk.controller.send("Hi")
+    assert desk.of(PromptReturned) == [PromptReturned("Hi")]
+    assert desk.of(Told)
+    assert engine.requests == []
+
+
+async def test_loading_tells_progress_and_a_waiting_prompt_is_answered(make_desk, engine, make_model):
+    path = make_model("tiny")
+    desk = make_desk(device="cpu", dtype="float32")
+    engine.load_hold.clear()
+    await desk.controller.load_model("tiny")
+    await desk.until(lambda: any(event.done == 50 for event in desk.of(ModelLoading)))
+    await desk.controller.send("Hi")
+    await asyncio.sleep(0.05)
+    assert engine.requests == []
+    assert (await desk.stored()).turns[0].text == "Hi"
+    engine.load_hold.set()
+    await desk.replied()
+    assert desk.turns[-1] == ("assistant", "Fine.", "complete")
+    assert desk.of(ModelReady)[0].info.name == "tiny"
+    options = engine.loads[0]
+    assert (options.path, options.device, options.dtype) == (path, "cpu", "float32")
+
+
+async def test_a_failed_load_gives_the_waiting_prompt_back(make_desk, engine):
+    desk = make_desk()
+    engine.load_error = "tiny does not fit: 3 GB needed, 1 GB free."
+    engine.load_hold.clear()
+    await desk.controller.load_model("tiny")
+    await desk.controller.send("Hi")
+    engine.load_hold.set()
+    await desk.replied()
+    assert desk.of(ModelFailed) == [ModelFailed("tiny", engine.load_error)]
+    assert desk.of(PromptReturned) == [PromptReturned("Hi")]
+    assert desk.turns == []
+
+
+async def test_a_reply_that_waits_for_the_model_can_be_stopped(make_desk, engine):
+    desk = make_desk()
+    engine.load_hold.clear()
+    await desk.controller.load_model("tiny")
+    await desk.controller.send("Hi")
+    await desk.controller.cancel()
+    assert desk.turns[-1] == ("assistant", "", "stopped")
+    engine.load_hold.set()
+    await desk.until(lambda: desk.of(ModelReady))
+    assert engine.requests == []
+
+
+async def test_another_load_replaces_the_one_in_progress(make_desk, engine):
+    desk = make_desk()
+    engine.load_hold.clear()
+    await desk.controller.load_model("first")
+    await desk.until(lambda: engine.loads)
+    await desk.controller.load_model("second")
+    await desk.until(lambda: len(engine.loads) == 2)
+    engine.load_hold.set()
+    await desk.until(lambda: desk.of(ModelReady))
+    assert desk.of(ModelReady)[-1].info.name == "second"
+    assert desk.of(ModelFailed) == []
+
+
+async def test_the_engine_is_created_off_the_event_loop(database, engine, paths):
+    threads = []
+
+    def create():
+        threads.append(threading.current_thread())
+        return engine
+
+    desk = Desk(database, engine, paths, Settings(**{}))
+    desk.controller._create_engine = create
+    await asyncio.gather(desk.controller.start_engine(), desk.controller.start_engine())
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
+
+
+async def test_an_engine_that_cannot_be_created_fails_the_load(make_desk, caplog):
+    desk = make_desk()
+
+    def broken():
+        raise OSError("libcuda.so is missing")
+
+    desk.controller._create_engine = broken
+    await desk.controller.load_model("tiny")
+    await desk.until(lambda: desk.of(ModelFailed))
+    assert desk.of(ModelFailed)[0].message == module.INTERNAL_ERROR
+    assert "libcuda.so is missing" in caplog.text
+    caplog.clear()
+
+
+async def test_the_context_meter_counts_the_conversation_and_the_draft(desk, engine, monkeypatch):
+    monkeypatch.setattr(module, "COUNT_AFTER_S", 0.01)
+    desk.controller.set_draft("two words")
+    await desk.until(lambda: desk.of(ContextUsed))
+    assert desk.of(ContextUsed)[-1] == ContextUsed(4 + 2, 2048)
+    desk.controller.set_draft("")
+    engine.reply("one ", "two", delay=0.12)
+    await desk.controller.send("three little words")
+    await desk.replied()
+    assert ContextUsed(7 + 1, 2048) in desk.of(ContextUsed)  # while it streams: prompt and reply so far
+    await desk.until(lambda: desk.of(ContextUsed)[-1] == ContextUsed(7 + 6, 2048))
+    await desk.controller.new_conversation()
+    await desk.until(lambda: desk.of(ContextUsed)[-1] == ContextUsed(0, 2048))
+
+
+async def test_a_disk_that_fails_is_told_once_and_the_reply_goes_on(desk, engine, paths, monkeypatch):
+    monkeypatch.setattr(module, "SAVE_EVERY_S", 0.0)
+    await desk.controller.database._connection.execute("PRAGMA busy_timeout = 10")
+    locker = sqlite3.connect(paths.database)
+    locker.execute("BEGIN IMMEDIATE")
+    engine.reply("a", "b", "c", delay=0.12)
+    await desk.controller.send("Hi")
+    await desk.replied()
+    assert desk.turns[-1] == ("assistant", "abc", "complete")
+    assert [event.severity for event in desk.of(Told)] == ["error"]
+    assert "locked" in desk.of(Told)[0].text
+    locker.rollback()
+    locker.close()
+    await desk.controller.send("again")
+    await desk.replied()
+    assert (await desk.stored()).turns == desk.controller.conversation.turns
+
+
+async def test_a_listener_that_fails_does_not_spoil_the_reply(desk, caplog):
+    async def broken(event):
+        if isinstance(event, TurnAdded | TextAdded | TurnChanged):
+            raise RuntimeError("the screen is gone")
+
+    desk.controller._listener = broken
+    await desk.controller.send("Hi")
+    await desk.replied()
+    assert (await desk.stored()).turns[-1].text == "Fine."
+    caplog.clear()
+
+
+async def test_close_stops_and_saves(desk, engine, paths):
+    engine.reply("half", "never", hold_after=1)
+    await desk.controller.send("Hi")
+    await desk.until(lambda: desk.of(TextAdded))
+    await desk.controller.close()
+    again = await Database.open(paths.database)
+    stored = await again.load(desk.controller.conversation.id)
+    await again.close()
+    assert (stored.turns[-1].text, stored.turns[-1].status) == ("half", "stopped")
+
+
+async def test_close_does_not_wait_for_an_engine_that_hangs(desk, engine, paths, monkeypatch):
+    monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(engine, "cancel", lambda request_id: None)
+    engine.reply("half", "never", hold_after=1)
+    await desk.controller.send("Hi")
+    await desk.until(lambda: desk.of(TextAdded))
+    await desk.controller.close()
+    again = await Database.open(paths.database)
+    stored = await again.load(desk.controller.conversation.id)
+    await again.close()
+    assert (stored.turns[-1].text, stored.turns[-1].status) == ("half", "stopped")
