@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import re
@@ -23,7 +24,7 @@ from torch import Tensor
 from lite_llama.converter import gguf_file
 from lite_llama.converter.gguf import llama3_rope, open_gguf
 from lite_llama.converter.gguf_file import GGUFFile
-from lite_llama.models.config import ModelConfig
+from lite_llama.models.config import ModelConfig, RopeConfig
 from lite_llama.models.errors import CheckpointError, UnsupportedModelError, UserError
 from lite_llama.models.weights import targets
 
@@ -408,4 +409,41 @@ def test_a_file_cut_while_open_is_noticed(llama_gguf: Path, tmp_path: Path) -> N
     last = list(source.shapes)[-1]
     with pytest.raises(CheckpointError, match="it ends within"):
         source.read(last)
+    source.close()
+
+
+def test_demo_weights_are_what_transformers_reads(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' own GGUF import, whose weights (not its tokenizer) are the oracle."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    # transformers asks for this table once for every module of the model, which takes half a minute.
+    monkeypatch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
+    source = open_gguf(demo_gguf)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**source.config))
+    theirs = load_gguf_checkpoint(str(demo_gguf), return_tensors=True, model_to_load=model)["tensors"]
+    assert set(theirs) == set(source.shapes) == {name for name, _ in model.named_parameters()}
+    for name, tensor in theirs.items():
+        assert torch.equal(source.read(name), tensor), name
+    source.close()
+
+
+def test_demo_config_is_the_published_one(demo_gguf: Path) -> None:
+    source = open_gguf(demo_gguf)
+    assert ModelConfig.from_dict(source.config) == ModelConfig(
+        architecture=LLAMA,
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_layers=30,
+        num_heads=9,
+        num_kv_heads=3,
+        head_dim=64,
+        rms_norm_eps=1e-5,
+        max_position=8192,
+        rope=RopeConfig(theta=100000.0),
+        tie_word_embeddings=True,
+        dtype="bfloat16",
+    )
     source.close()
