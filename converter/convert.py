@@ -109,7 +109,8 @@ def convert(
         fetched = yield from _fetch(kind, where, models_dir, downloads_dir, dtype, stack, cancel)
         with contextlib.closing(fetched.source):
             conversion = _Conversion(fetched.source, dtype, cancel)
-            path = yield from conversion.run(source, fetched.revision, models_dir, name, force)
+            origin = source if kind in ("hub", "demo") else str(Path(where).absolute())
+            path = yield from conversion.run(origin, fetched.revision, models_dir, name, force)
         if fetched.download:
             delete(fetched.download)
         checkpoint = Checkpoint.open(path)

@@ -21,7 +21,7 @@ from typing import IO, Any
 from ..models.config import ModelConfig
 from ..models.errors import CheckpointError, UserError
 from .events import Cancelled, Progress
-from .huggingface import CONFIG, INDEX, WEIGHTS, check_files, is_companion
+from .huggingface import CONFIG, INDEX, WEIGHTS, HuggingFaceSource, check_files, is_companion
 
 _PARALLEL = 4
 _TIMEOUT_S = 10.0
@@ -274,11 +274,17 @@ def _cached(repo: str, revision: str, files: tuple[RemoteFile, ...]) -> Path | N
 
 
 def _offline_copy(repo: str, revision: str | None) -> Path | None:
-    """The snapshot that the Hub's cache has of a repo, as it was when it was last looked up."""
+    """The complete snapshot, if there is one, that the Hub's cache got when it last asked for a repo."""
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(repo, CONFIG, revision=revision)
-    return Path(path).parent if isinstance(path, str) else None
+    if not isinstance(path, str):
+        return None
+    try:
+        HuggingFaceSource(Path(path).parent).close()
+    except UserError:
+        return None
+    return Path(path).parent
 
 
 def _http_error() -> type[Exception]:

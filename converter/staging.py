@@ -41,7 +41,7 @@ def locked(path: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise Busy from None
         # Somebody may have removed the file between the open and the lock: such a lock protects nothing.
         if os.stat(path).st_ino != os.fstat(descriptor).st_ino:

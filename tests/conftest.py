@@ -15,6 +15,12 @@ import pytest
 # other's OpenMP threads wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch
+
+# Without a GPU Triton's interpreter runs the kernels; Triton decides when it is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Digits, accents, CJK and code, so that the merges cover more than English.
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. What is the capital of France? It is Paris.",

@@ -104,6 +104,11 @@ def test_manifest_and_result(llama, run, models_dir):
     model.verify(force=True)
 
 
+def test_a_relative_source_is_remembered_in_full(llama, run, monkeypatch):
+    monkeypatch.chdir(llama.parent)
+    assert run(llama.name).manifest.source == str(llama)
+
+
 def test_two_conversions_at_once(llama, sharded, models_dir, downloads_dir):
     first = convert(str(llama), models_dir, downloads_dir)
     second = convert(str(sharded), models_dir, downloads_dir)

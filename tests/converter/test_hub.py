@@ -181,6 +181,13 @@ def test_offline_with_a_cache(llama, hub, run, monkeypatch):
     assert run(REPO).manifest.revision == "a" * 40
 
 
+def test_offline_with_half_a_cache(llama, hub, run, monkeypatch):
+    (fill_cache(REPO, "a" * 40, llama) / WEIGHTS).unlink()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="cannot be reached"):
+        run(REPO)
+
+
 def test_offline(hub, run, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9 cannot be reached: check the network"):
