@@ -81,7 +81,8 @@ def test_a_missing_shard(fails, make_checkpoint, tmp_path, home):
 def test_wrong_shapes(fails, checkpoint, home):
     edit_config(checkpoint, vocab_size=400)
     message = fails("convert", checkpoint)
-    assert "model.embed_tokens.weight has shape [384, 64] instead of [400, 64]" in message
+    for words in ("model.embed_tokens.weight", "[384, 64]", "[400, 64]"):
+        assert words in message
     assert_nothing_left(home)
 
 
