@@ -21,9 +21,10 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lite_llama.converter import gguf_file
+from lite_llama.converter import Done, convert, gguf_file
 from lite_llama.converter.gguf import llama3_rope, open_gguf
 from lite_llama.converter.gguf_file import GGUFFile
+from lite_llama.models.checkpoint import WEIGHTS
 from lite_llama.models.config import ModelConfig, RopeConfig
 from lite_llama.models.errors import CheckpointError, UnsupportedModelError, UserError
 from lite_llama.models.weights import targets
@@ -178,6 +179,22 @@ def test_tensors_and_config_come_back(
     read_config = AutoConfig.from_pretrained(tmp_path)
     assert read_config.architectures == [architecture]
     assert (read_config.bos_token_id, read_config.eos_token_id, read_config.pad_token_id) == (0, 2, 0)
+
+
+@pytest.mark.parametrize("architecture", [LLAMA, QWEN2, QWEN3])
+def test_converted_like_its_checkpoint(make_checkpoint: Any, tmp_path: Path, architecture: str) -> None:
+    """The same weights, byte for byte, whether the model comes as GGUF or as Hugging Face checkpoint."""
+    checkpoint = make_checkpoint(architecture, tmp_path / "hf")
+    divisors = divisors_of(checkpoint) if architecture == LLAMA else None
+    path = write_gguf(checkpoint, tmp_path / "model.gguf", rope_divisors=divisors)
+    converted = []
+    for source in (checkpoint, path):
+        *_, done = convert(str(source), tmp_path / "models", tmp_path / "downloads")
+        assert isinstance(done, Done)
+        converted.append(done.checkpoint)
+    ours, theirs = converted
+    assert ours.manifest.files[WEIGHTS] == theirs.manifest.files[WEIGHTS]
+    assert ours.config == theirs.config
 
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if gguf_file._can_dequantise(kind)])
