@@ -102,6 +102,7 @@ def convert(
     started = time.monotonic()
     cancel = cancel or threading.Event()
     with _explained_os_errors(), contextlib.ExitStack() as stack:
+        _choose_dtype(dtype, auto="float32")  # a wrong one is better known before a download
         kind, where = identify(source)
         name = name or _default_name(kind, where)
         check_name(name)
