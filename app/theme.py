@@ -18,8 +18,7 @@ DARK = Theme(
     warning="#e6c35c",
     error="#ee8277",
     variables={
-        "quiet": "#939aa6",
-        "line": "#343b46",
+        "text-muted": "#939aa6",
         "border": "#e3b778",
         "border-blurred": "#343b46",
         "footer-background": "#14171c",
@@ -52,8 +51,7 @@ LIGHT = Theme(
     warning="#7d5700",
     error="#b02a1e",
     variables={
-        "quiet": "#696257",
-        "line": "#d5cdbf",
+        "text-muted": "#696257",
         "border": "#8a4f12",
         "border-blurred": "#d5cdbf",
         "footer-background": "#fbf9f5",
@@ -73,5 +71,3 @@ LIGHT = Theme(
 )
 
 THEMES = (DARK, LIGHT)
-# Themes of Textual's know nothing of our own two variables.
-VARIABLE_DEFAULTS = {"quiet": "$foreground 60%", "line": "$foreground 20%"}

@@ -26,7 +26,7 @@ from .screens.conversations import ConversationsScreen
 from .screens.help import HelpScreen
 from .screens.images import ImagesScreen
 from .settings import Settings, SettingsStore
-from .theme import DARK, LIGHT, THEMES, VARIABLE_DEFAULTS
+from .theme import DARK, LIGHT, THEMES
 
 if TYPE_CHECKING:
     from ..engine.thread import EngineThread
@@ -215,9 +215,6 @@ class LiteLlamaApp(App[None]):
     def _use_theme(self, name: str) -> None:
         """Show a theme, the dark one when there is none of that name."""
         self._shown_theme = self.theme = name if name in self.available_themes else DARK.name
-
-    def get_theme_variable_defaults(self) -> dict[str, str]:
-        return VARIABLE_DEFAULTS
 
     # The command palette
 

@@ -119,4 +119,4 @@ def _entry(summary: Summary) -> Content:
     exchanges = (summary.turns + 1) // 2
     counted = f"{exchanges} question{'s' if exchanges != 1 else ''}"
     details = " · ".join(part for part in (when, counted, inert(summary.model)) if part)
-    return Content.assemble((inert(summary.title), "bold"), ("\n" + details, "$quiet"))
+    return Content.assemble((inert(summary.title), "bold"), ("\n" + details, "$text-muted"))

@@ -15,7 +15,7 @@ NEARLY_FULL = 0.8
 def bar(fraction: float, cells: int, style: str) -> Content:
     """A bar of which `fraction` is filled."""
     filled = round(max(0.0, min(1.0, fraction)) * cells)
-    return Content.assemble(("━" * filled, style), ("━" * (cells - filled), "$line"))
+    return Content.assemble(("━" * filled, style), ("━" * (cells - filled), "$border-blurred"))
 
 
 def _tokens(count: int) -> str:
@@ -54,7 +54,7 @@ class Header(Static):
         title = Content(self._title).truncate(max(0, room), ellipsis=True) if room > 8 else Content("")
         gap = " " * max(1, width - len(brand) - 2 - title.cell_length - cell_len(model))
         self.update(
-            Content.assemble((brand, "bold $text-primary"), "  ", (title.plain, "$quiet"), gap, model)
+            Content.assemble((brand, "bold $text-primary"), "  ", (title.plain, "$text-muted"), gap, model)
         )
 
 
@@ -71,7 +71,7 @@ class Telemetry(Static):
         parts: list[Content | str] = [f"Loading {one_line(name)}  "]
         if total:
             parts += [bar(done / total, 12, "$primary"), f" {done / total:4.0%}  "]
-        self.update(Content.assemble(*parts, (one_line(text), "$quiet")))
+        self.update(Content.assemble(*parts, (one_line(text), "$text-muted")))
 
     def show_prefill(self, done: int, total: int) -> None:
         self.update(

@@ -7,12 +7,22 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from textual import on
+from textual.app import App
+from textual.events import DescendantFocus
+from textual.pilot import Pilot
+from textual.screen import Screen
+from textual.widgets import Input, TextArea
+
 from lite_llama.app.paths import Paths
+from lite_llama.app.theme import THEMES
+from lite_llama.app.tui import LiteLlamaApp
 from lite_llama.engine.events import (
     Failed,
     Finished,
@@ -109,7 +119,7 @@ class FakeEngine(EngineThread):
     def load(self, options: LoadOptions, sink: Sink) -> None:
         self.loads.append(options)
         self._load_cancel.clear()
-        self._start(self._load, options, sink)
+        self._start(self._play_load, options, sink)
 
     def cancel_load(self) -> None:
         self._load_cancel.set()
@@ -169,7 +179,7 @@ class FakeEngine(EngineThread):
             defaults={},
         )
 
-    def _load(self, options: LoadOptions, sink: Sink) -> None:
+    def _play_load(self, options: LoadOptions, sink: Sink) -> None:
         self._model = None
         sink(LoadProgress(50, 100, "Reading the weights"))
         while not self.load_hold.wait(0.005) and not self._load_cancel.is_set():
@@ -234,6 +244,24 @@ def engine():
 
 
 @pytest.fixture
+def make_app(engine: FakeEngine, paths: Paths, make_model: Callable[..., Path]):
+    """`make_app()`: the app with the scripted engine and a converted model `tiny`, not yet running.
+
+    `model=None` leaves out the model; `settings` is the text of the settings file.
+    """
+
+    def make(model: str | None = "tiny", settings: str = "") -> LiteLlamaApp:
+        if model is not None and not (paths.models / model).exists():
+            make_model(model)
+        if settings:
+            paths.settings.parent.mkdir(parents=True, exist_ok=True)
+            paths.settings.write_text(settings, encoding="utf-8")
+        return LiteLlamaApp(paths, create_engine=lambda: engine)
+
+    return make
+
+
+@pytest.fixture
 def make_model(paths: Paths) -> Callable[..., Path]:
     """`make_model("tiny")` puts a converted model (without real weights) under paths.models."""
 
@@ -271,3 +299,47 @@ def make_model(paths: Paths) -> Callable[..., Path]:
         return directory
 
     return make
+
+
+class ScreenHost(App[None]):
+    """An app around one screen, with our themes, that keeps what the screen dismisses with.
+
+    Nothing moves by itself in it, neither animations nor cursors, so that pictures of it are all alike.
+    """
+
+    def __init__(self, screen: Screen[Any], theme: str = "lite-llama-dark") -> None:
+        super().__init__()
+        self.hosted = screen
+        self.results: list[Any] = []
+        self.animation_level = "none"
+        for each in THEMES:
+            self.register_theme(each)
+        self.theme = theme
+
+    def on_mount(self) -> None:
+        self.push_screen(self.hosted, self.results.append)
+
+    @on(DescendantFocus)
+    def _stop_cursor(self, event: DescendantFocus) -> None:
+        if isinstance(event.widget, Input | TextArea):
+            event.widget.cursor_blink = False
+
+
+@pytest.fixture
+def host() -> type[ScreenHost]:
+    """`host(screen)` is an app that shows the screen; see ScreenHost."""
+    return ScreenHost
+
+
+async def _until(pilot: Pilot[Any], condition: Callable[[], object], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "what the test waits for did not happen"
+        await pilot.pause(0.01)
+    await pilot.pause()
+
+
+@pytest.fixture
+def until() -> Callable[..., Awaitable[None]]:
+    """`await until(pilot, condition)` lets the app run until the condition holds."""
+    return _until

@@ -76,7 +76,7 @@ async def database(paths):
 @pytest.fixture
 def make_desk(database, engine, paths):
     """`make_desk(**settings)`: a controller whose engine has no model yet."""
-    return lambda **settings: Desk(database, engine, paths, Settings(**settings))
+    return lambda **settings: Desk(database, engine, paths, Settings.model_validate(settings))
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ async def test_a_changed_system_prompt_counts_for_this_conversation_and_new_ones
     await desk.replied()
     old = desk.controller.conversation.id
     await desk.controller.new_conversation()
-    desk.controller.set_settings(Settings(**{"system_prompt": "New."}))
+    desk.controller.set_settings(Settings.model_validate({"system_prompt": "New."}))
     await desk.controller.send("b")
     await desk.replied()
     assert engine.requests[-1].messages[0] == Message("system", "New.")
@@ -381,7 +381,7 @@ async def test_the_engine_is_created_off_the_event_loop(database, engine, paths)
         threads.append(threading.current_thread())
         return engine
 
-    desk = Desk(database, engine, paths, Settings(**{}))
+    desk = Desk(database, engine, paths, Settings.model_validate({}))
     desk.controller._create_engine = create
     await asyncio.gather(desk.controller.start_engine(), desk.controller.start_engine())
     assert len(threads) == 1

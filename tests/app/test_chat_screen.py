@@ -1,0 +1,611 @@
+"""The app through its keys, with a scripted engine."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from textual import events
+from textual.widgets import Input, Static
+
+from lite_llama.app import controller as controller_module
+from lite_llama.app.actions import ACTIONS
+from lite_llama.app.database import Conversation, Database, Turn
+from lite_llama.app.screens.chat import ChatScreen
+from lite_llama.app.screens.conversations import ConversationsScreen
+from lite_llama.app.screens.help import HelpScreen
+from lite_llama.app.screens.images import ImagesScreen
+from lite_llama.app.screens.models import ModelScreen
+from lite_llama.app.screens.settings import SettingsScreen
+from lite_llama.app.screens.wizard import WizardScreen
+from lite_llama.app.settings import SettingsStore
+from lite_llama.app.theme import DARK, LIGHT
+from lite_llama.app.tui import LiteLlamaApp
+from lite_llama.app.widgets.markdown import ReplyMarkdown
+from lite_llama.app.widgets.message import ReplyMessage, UserMessage
+from lite_llama.app.widgets.prompt import PromptInput
+from lite_llama.app.widgets.transcript import SHOWN_TURNS, Transcript
+
+
+class Chat:
+    """The running app as a user sees it."""
+
+    def __init__(self, app, pilot, until):
+        self.app, self.pilot, self._until = app, pilot, until
+        self.prompt = app.screen_stack[0].query_one(PromptInput)
+        self.prompt.cursor_blink = False
+
+    async def until(self, condition):
+        await self._until(self.pilot, condition)
+
+    async def send(self, text):
+        self.prompt.text = text
+        await self.pilot.press("enter")
+
+    async def ask(self, text):
+        await self.send(text)
+        await self.replied()
+
+    async def replied(self):
+        await self.until(lambda: not self.app.controller.replying)
+
+    async def screen(self, kind):
+        await self.until(lambda: isinstance(self.app.screen, kind))
+
+    def shown(self):
+        """The conversation on the screen: what the user wrote, and the source of the replies."""
+        transcript = self.app.screen_stack[0].query_one(Transcript)
+        texts = []
+        for widget in transcript.children:
+            if isinstance(widget, UserMessage):
+                texts.append(str(widget.render()))
+            elif isinstance(widget, ReplyMessage):
+                texts.append(widget.query_one(ReplyMarkdown).source)
+        return texts
+
+    def text_of(self, selector):
+        return str(self.app.screen_stack[0].query(selector).last(Static).render())
+
+    def notices(self):
+        return [notice.message for notice in self.app._notifications]
+
+
+@pytest.fixture
+def chat(make_app, until):
+    """`async with chat() as c:` runs the app until the model is loaded."""
+
+    class Running:
+        def __init__(self, size=(80, 24), wait=True, **options):
+            self.app = make_app(**options)
+            self.size, self.wait = size, wait
+
+        async def __aenter__(self):
+            self._run = self.app.run_test(size=self.size)
+            pilot = await self._run.__aenter__()
+            running = Chat(self.app, pilot, until)
+            if self.wait:
+                await running.until(lambda: running.text_of("#telemetry") == "Ready")
+            return running
+
+        async def __aexit__(self, *error):
+            await self.app.controller.cancel()
+            await self._run.__aexit__(*error)
+
+    return Running
+
+
+async def test_a_question_is_answered(chat, engine):
+    engine.reply("Some ", "**bold** ", "words", delay=0.06)
+    async with chat() as c:
+        await c.ask("Hi")
+        assert c.shown() == ["Hi", "Some **bold** words"]
+        assert c.prompt.text == ""
+        assert c.text_of("#telemetry") == "3 tokens · 20.0 tok/s · first token 0.25 s"
+        assert "tiny · CPU, 2 threads · bfloat16" in c.text_of("#header")
+        assert "lite-llama  Hi" in c.text_of("#header")
+        await c.until(lambda: "12 / 2,048" in c.text_of("#context"))
+
+
+async def test_the_engines_speed_is_shown_while_it_writes(chat, engine):
+    engine.reply("a", "b", "c", hold_after=2)
+    async with chat() as c:
+        await c.send("Hi")
+        await c.until(lambda: c.text_of("#telemetry") == "20.0 tok/s · 2 tokens")
+        assert "7 / 2,048" in c.text_of("#context")
+        engine.release()
+        await c.replied()
+        assert c.shown()[-1] == "abc"
+
+
+async def test_escape_keeps_the_part_and_ctrl_g_goes_on(chat, engine):
+    engine.reply("One, ", "two", hold_after=1)
+    async with chat() as c:
+        await c.send("Count")
+        await c.until(lambda: c.shown()[-1:] == ["One, "])
+        await c.pilot.press("escape")
+        await c.replied()
+        assert c.shown() == ["Count", "One, "]
+        assert c.text_of(".outcome") == "Stopped   Continue Ctrl+G   Try again Ctrl+R"
+        engine.reply("three.")
+        await c.pilot.press("ctrl+g")
+        await c.until(lambda: c.shown()[-1] == "One, three.")
+        await c.replied()
+        assert not c.app.screen.query(".outcome").last().display
+
+
+async def test_an_error_is_shown_on_the_reply_and_ctrl_r_tries_again(chat, engine):
+    engine.reply(error="The GPU [bold]fell[/bold] over.")
+    async with chat() as c:
+        await c.ask("Hi")
+        assert c.text_of(".outcome") == "The GPU [bold]fell[/bold] over.\nTry again Ctrl+R"
+        engine.reply("Better")
+        await c.pilot.press("ctrl+r")
+        await c.until(lambda: c.shown() == ["Hi", "Better"])
+
+
+async def test_a_refused_prompt_is_back_in_the_input(chat, engine):
+    engine.reply(refuse="The prompt has 9,000 tokens and the context 2,048: shorten it.")
+    async with chat() as c:
+        await c.send("Much too long")
+        await c.until(lambda: c.prompt.text == "Much too long")
+        assert c.shown() == []
+        assert "The prompt has 9,000 tokens and the context 2,048: shorten it." in c.notices()
+        assert c.app.screen.query("#hint")
+
+
+async def test_the_context_meter_warns(chat, engine):
+    engine.max_context = 20
+    async with chat() as c:
+        c.prompt.text = "x " * 12
+        await c.until(lambda: "16 / 20" in c.text_of("#context"))
+        assert c.text_of("#context-label") == "context nearly full "
+        c.prompt.text = "x " * 16
+        await c.until(lambda: c.text_of("#context-label") == "context full ")
+
+
+async def test_the_prompt_takes_several_lines(chat, engine):
+    async with chat() as c:
+        await c.pilot.press("a", "alt+enter", "b", "ctrl+j", "c", "shift+enter", "d")
+        assert c.prompt.text == "a\nb\nc\nd"
+        assert c.prompt.size.height == 4
+        c.prompt.post_message(events.Paste("\r\ne\rf"))
+        await c.until(lambda: c.prompt.text == "a\nb\nc\nd\ne\nf")
+        await c.pilot.press("enter")
+        await c.until(lambda: c.shown() == ["a\nb\nc\nd\ne\nf", "Fine."])
+
+
+async def test_up_brings_earlier_messages_back(chat):
+    async with chat() as c:
+        for text in ("first", "second\nline"):
+            await c.ask(text)
+        await c.pilot.press("up")
+        assert c.prompt.text == "second\nline"
+        await c.pilot.press("up", "up")
+        assert c.prompt.text == "first"
+        await c.pilot.press("down")
+        assert c.prompt.text == "second\nline"
+        await c.pilot.press("down")
+        assert c.prompt.text == ""
+
+
+async def test_nothing_is_sent_from_an_empty_prompt_or_during_a_reply(chat, engine):
+    engine.reply("a", "b", hold_after=1)
+    async with chat() as c:
+        await c.send("  \n ")
+        await c.send("one")
+        await c.until(lambda: c.shown()[-1:] == ["a"])
+        await c.send("two")
+        await c.until(c.notices)
+        assert c.prompt.text == "two"
+        assert len(engine.requests) == 1
+
+
+async def test_hostile_text_has_no_power(chat, engine):
+    evil = "\x1b[31mred\x1b[0m \x1b]0;title\x07 [bold]no[/bold] [@click=app.quit]x[/] \x9b2J\x00 <b>html</b>"
+    tame = "[31mred[0m ]0;title [bold]no[/bold] [@click=app.quit]x[/] 2J <b>html</b>"
+    engine.reply(evil)
+    async with chat() as c:
+        await c.ask(evil)
+        assert c.shown() == [tame, tame]
+        screen = "\n".join(strip.text for strip in c.app.screen._compositor.render_strips())
+        for part in ("[31mred", "[bold]no[/bold]", "<b>html</b>"):
+            assert screen.count(part) >= 2
+        assert "\x1b" not in screen
+
+
+async def test_single_newlines_of_a_reply_are_kept(chat, engine):
+    engine.reply("Roses are red\nViolets are blue")
+    async with chat() as c:
+        await c.ask("A poem")
+        lines = [strip.text.strip() for strip in c.app.screen._compositor.render_strips()]
+        assert lines.index("Violets are blue") == lines.index("Roses are red") + 1
+
+
+@pytest.mark.parametrize("end", ["", "\n```\n\nDone.", "\n```\n\n[1]: https://example.org"])
+async def test_a_streamed_reply_ends_as_if_it_had_been_there_at_once(chat, engine, until, end):
+    text = "See [it][1].\n\nTitle\n=====\n\n- a\n\n- b\n\n```python\n" + "x = 1\n" * 600 + end
+    engine.reply(*[text[i : i + 40] for i in range(0, len(text), 40)], delay=0.004)
+
+    def blocks(markdown):
+        return [
+            (type(block).__name__, str(block._content), getattr(block, "lexer", None))
+            for block in markdown.query("MarkdownBlock").results()
+        ]
+
+    async with chat() as c:
+        await c.ask("Code")
+        streamed = c.app.screen.query_one(ReplyMarkdown)
+        whole = ReplyMarkdown(text)
+        await c.app.screen.query_one(Transcript).mount(whole)
+        await until(c.pilot, lambda: len(blocks(whole)) == len(blocks(streamed)))
+        assert blocks(whole) == blocks(streamed)
+
+
+async def test_a_long_open_code_block_is_plain_until_it_closes(chat, engine):
+    code = "```python\n" + "value = 'text'\n" * 200
+    engine.reply(code, "```\n\nAfter", hold_after=1)
+    async with chat() as c:
+        await c.send("Code")
+        await c.until(lambda: c.app.screen.query("MarkdownFence"))
+        await c.until(lambda: len(c.app.screen.query_one("MarkdownFence").code) > 2000)
+        assert c.app.screen.query_one("MarkdownFence").lexer == "text"
+        engine.release()
+        await c.replied()
+        assert c.app.screen.query_one("MarkdownFence").lexer == "python"
+
+
+async def test_the_transcript_follows_until_the_user_scrolls_away(chat, engine):
+    lines = [f"line {number}\n\n" for number in range(60)]
+    engine.reply(*lines, hold_after=30)
+    async with chat() as c:
+        transcript = c.app.screen.query_one(Transcript)
+        await c.send("Go")
+        await c.until(lambda: transcript.max_scroll_y > 20)
+        assert transcript.scroll_y == transcript.max_scroll_y
+        await c.pilot.press("pageup")
+        await c.until(lambda: transcript.scroll_y < transcript.max_scroll_y)
+        where = transcript.scroll_y
+        engine.release()
+        await c.replied()
+        await c.pilot.pause()
+        assert transcript.scroll_y == where
+        await c.pilot.press("ctrl+end")
+        await c.until(lambda: transcript.scroll_y == transcript.max_scroll_y)
+        await c.ask("More")
+        await c.until(lambda: transcript.scroll_y == transcript.max_scroll_y)
+
+
+# Images
+
+
+async def test_a_dropped_image_is_answered_and_not_sent(chat, engine):
+    dropped = "'/home/x/my cat.PNG'"
+    async with chat() as c:
+        c.prompt.post_message(events.Paste(dropped))
+        await c.until(c.notices)
+        assert c.notices() == [
+            "tiny reads text only: the image is not attached. Models that see images come in a later version."
+        ]
+        await c.pilot.press("enter")
+        await c.until(lambda: len(c.notices()) == 2)
+        assert c.prompt.text == dropped
+        assert engine.requests == []
+
+
+async def test_a_path_that_is_no_image_is_a_message_and_no_command(chat, engine):
+    async with chat() as c:
+        await c.ask("/help/notes.txt")
+        assert engine.requests[0].messages[-1].content == "/help/notes.txt"
+        assert c.notices() == []
+        assert isinstance(c.app.screen, ChatScreen)
+
+
+async def test_the_image_panel_is_honest(chat):
+    async with chat() as c:
+        await c.pilot.press("f4")
+        await c.screen(ImagesScreen)
+        text = " ".join(str(widget.render()) for widget in c.app.screen.query(Static))
+        assert "Attached: none" in text
+        assert "tiny reads text only." in text
+        await c.pilot.press("escape")
+        await c.screen(ChatScreen)
+
+
+# Dialogs, commands, themes
+
+
+async def test_dialogs_open_by_key_and_by_command(chat):
+    dialogs = {
+        "f1": ("/help", HelpScreen),
+        "f2": ("/settings", SettingsScreen),
+        "f3": ("/model", ModelScreen),
+        "ctrl+o": ("/open", ConversationsScreen),
+    }
+    async with chat() as c:
+        for key, (command, screen) in dialogs.items():
+            await c.pilot.press(key)
+            await c.screen(screen)
+            await c.pilot.press("escape")
+            await c.screen(ChatScreen)
+            await c.send(command)
+            await c.screen(screen)
+            await c.pilot.press("escape")
+            await c.screen(ChatScreen)
+            assert c.prompt.text == ""
+            assert c.app.focused is c.prompt
+
+
+async def test_help_tells_every_action(chat):
+    async with chat(size=(100, 60)) as c:
+        await c.pilot.press("f1")
+        await c.screen(HelpScreen)
+        text = "\n".join(str(widget.render()) for widget in c.app.screen.query(Static))
+        for action in ACTIONS:
+            assert action.title in text
+            assert action.command in text
+
+
+async def test_every_action_exists(chat):
+    async with chat() as c:
+        for action in ACTIONS:
+            owner = c.app if action.name.startswith("app.") else c.app.screen
+            assert callable(getattr(owner, f"action_{action.name.removeprefix('app.')}"))
+
+
+async def test_the_palette_runs_an_action(chat):
+    async with chat() as c:
+        await c.ask("Hi")
+        await c.pilot.press("ctrl+p", *"new chat")
+        await c.pilot.pause(0.3)
+        await c.pilot.press("enter")
+        await c.until(lambda: c.shown() == [])
+
+
+async def test_ctrl_t_switches_the_theme_and_remembers_it(chat, paths):
+    async with chat() as c:
+        assert c.app.theme == DARK.name
+        await c.pilot.press("ctrl+t")
+        await c.until(lambda: SettingsStore(paths.settings).load().theme == LIGHT.name)
+        assert c.app.theme == LIGHT.name
+        await c.pilot.press("ctrl+t")
+        await c.until(lambda: c.app.theme == DARK.name)
+        c.app.theme = "nord"  # as Textual's own palette does
+        await c.pilot.press("ctrl+q")
+        await c.until(lambda: c.app._exit)
+    assert SettingsStore(paths.settings).load().theme == "nord"
+
+
+async def test_settings_are_used_and_saved(chat, engine, paths):
+    async with chat(settings="# mine\ntemperature = 0.5\n") as c:
+        await c.pilot.press("f2")
+        await c.screen(SettingsScreen)
+        field = c.app.screen.query(Input).first()
+        field.value = "0.25"
+        await c.pilot.press("ctrl+s")
+        await c.screen(ChatScreen)
+        await c.ask("Hi")
+        assert engine.requests[-1].params.temperature == 0.25
+    assert SettingsStore(paths.settings).load().temperature == 0.25
+    assert "# mine" in paths.settings.read_text()
+
+
+async def test_wrong_settings_are_told(chat):
+    async with chat(settings="temperature = 99\n") as c:
+        assert any("temperature" in notice for notice in c.notices())
+
+
+# Conversations
+
+
+async def test_new_open_rename_and_delete(chat):
+    async with chat() as c:
+        await c.ask("first question")
+        await c.pilot.press("ctrl+n")
+        await c.until(lambda: c.shown() == [])
+        await c.ask("second question")
+        await c.pilot.press("ctrl+o")
+        await c.screen(ConversationsScreen)
+        await c.until(lambda: len(c.app.screen._summaries) == 2)
+        assert [summary.title for summary in c.app.screen._summaries] == ["second question", "first question"]
+        await c.pilot.press("down", "enter")
+        await c.until(lambda: c.shown() == ["first question", "Fine."])
+        assert "first question" in c.text_of("#header")
+
+        await c.pilot.press("ctrl+o")
+        await c.screen(ConversationsScreen)
+        await c.pilot.press("down", "r")
+        c.app.screen.query_one(Input).value = "renamed"
+        await c.pilot.press("enter")
+        await c.until(lambda: c.app.screen._summaries[1].title == "renamed")
+        await c.pilot.press("d", "d")
+        await c.until(lambda: len(c.app.screen._summaries) == 1)
+        await c.pilot.press("escape")
+        await c.screen(ChatScreen)
+        assert c.shown() == []  # it was the one that was open
+
+
+async def test_a_long_conversation_shows_its_end_first(chat, paths):
+    turns = [
+        Turn(role, f"{role} {number}") for number in range(SHOWN_TURNS) for role in ("user", "assistant")
+    ]
+    database = await Database.open(paths.database)
+    saved = Conversation(title="long", turns=turns)
+    await database.save(saved, turns)
+    await database.close()
+    async with chat() as c:
+        await c.app.controller.open_conversation(saved.id)
+        await c.until(lambda: len(c.shown()) == SHOWN_TURNS)
+        assert c.shown()[-1] == f"assistant {SHOWN_TURNS - 1}"
+        assert c.text_of("#earlier") == f"Show the {SHOWN_TURNS} turns before"
+        await c.app.screen.run_action("show_all_turns")
+        await c.until(lambda: len(c.shown()) == 2 * SHOWN_TURNS)
+
+
+async def test_after_a_crash_the_partial_reply_is_there(chat, engine, paths):
+    database = await Database.open(paths.database)
+    crashed = Conversation(title="t", turns=[Turn("user", "q"), Turn("assistant", "half", "streaming")])
+    await database.save(crashed, crashed.turns)
+    await database.close()
+    engine.reply(" and whole")
+    async with chat(wait=False) as c:
+        await c.until(lambda: c.shown() == ["q", "half"])
+        assert c.text_of(".outcome").startswith("Stopped   Continue")
+        assert any("cut off" in notice for notice in c.notices())
+        await c.until(lambda: c.app.controller.model)
+        await c.pilot.press("ctrl+g")
+        await c.until(lambda: c.shown() == ["q", "half and whole"])
+
+
+async def test_a_damaged_database_is_told(chat, paths):
+    paths.database.parent.mkdir(parents=True)
+    paths.database.write_bytes(b"garbage " * 1000)
+    async with chat() as c:
+        assert any("damaged" in notice for notice in c.notices())
+        await c.ask("Hi")
+        assert c.shown() == ["Hi", "Fine."]
+
+
+# Models
+
+
+async def test_the_model_used_last_is_loaded(chat, engine, make_model, paths):
+    make_model("alpha")
+    async with chat(settings='model = "tiny"\n', wait=False) as c:
+        await c.until(lambda: c.app.controller.model)
+        assert engine.loads[0].path == paths.models / "tiny"
+
+
+async def test_loading_is_shown_and_typing_possible(chat, engine):
+    engine.load_hold.clear()
+    async with chat(wait=False) as c:
+        await c.until(lambda: "Loading tiny" in c.text_of("#telemetry") and "50%" in c.text_of("#telemetry"))
+        await c.send("Early")
+        await c.until(lambda: c.shown() == ["Early", ""])
+        engine.load_hold.set()
+        await c.until(lambda: c.shown() == ["Early", "Fine."])
+
+
+async def test_a_failed_load_is_told_and_another_model_can_be_chosen(chat, engine, make_model):
+    make_model("alpha")
+    engine.load_error = "alpha does not fit: 3 GB needed, 1 GB free."
+    async with chat(wait=False) as c:
+        await c.screen(ModelScreen)
+        assert engine.load_error in c.notices()
+        engine.load_error = None
+        await c.pilot.press("down", "enter")
+        await c.until(lambda: c.app.controller.model)
+        await c.screen(ChatScreen)
+        await c.until(lambda: "tiny" in c.text_of("#header"))
+        assert engine.loads[-1].path.name == "tiny"
+
+
+async def test_without_a_model_the_wizard_opens(chat, engine, make_model):
+    async with chat(model=None, wait=False) as c:
+        await c.screen(WizardScreen)
+        engine.use("demo")
+        c.app.screen.dismiss("demo")
+        await c.screen(ChatScreen)
+        await c.until(lambda: c.text_of("#telemetry") == "Ready")
+        await c.ask("Hi")
+        assert c.shown() == ["Hi", "Fine."]
+
+
+async def test_leaving_the_wizard_leaves_a_chat_that_says_what_is_missing(chat, engine):
+    async with chat(model=None, wait=False) as c:
+        await c.screen(WizardScreen)
+        c.app.screen.dismiss(None)
+        await c.screen(ChatScreen)
+        await c.until(lambda: "No model is loaded" in c.text_of("#telemetry"))
+        await c.send("Hi")
+        await c.until(lambda: c.prompt.text == "Hi")
+        assert engine.requests == []
+
+
+async def test_an_engine_that_does_not_start_is_told(paths, engine, make_model, until, caplog):
+    def broken():
+        raise OSError("libcuda.so is missing")
+
+    app = LiteLlamaApp(paths, create_engine=broken)
+    async with app.run_test() as pilot:
+        await until(
+            pilot, lambda: controller_module.INTERNAL_ERROR in [n.message for n in app._notifications]
+        )
+        assert isinstance(app.screen, ChatScreen)
+    assert "libcuda.so is missing" in caplog.text
+
+
+# Sizes and the end
+
+
+@pytest.mark.parametrize("size", [(20, 5), (40, 10), (80, 24), (160, 48)])
+async def test_it_works_at_every_size(chat, engine, size):
+    engine.reply("# Title\n\n", "```python\nprint()\n```\n\n", "| a | b |\n|---|---|\n| 1 | 2 |\n")
+    async with chat(size=size) as c:
+        await c.ask("Hi there")
+        assert c.prompt.region.height >= 1
+        assert c.prompt.region.bottom <= size[1]
+        for key in ("f1", "ctrl+o"):
+            await c.pilot.press(key)
+            await c.pilot.press("escape")
+        await c.pilot.resize_terminal(30, 8)
+        await c.pilot.resize_terminal(100, 30)
+        await c.until(lambda: c.app.screen.query_one("#header").display)
+
+
+async def test_ctrl_q_while_answering_saves_the_part(chat, engine, paths):
+    engine.reply("half", "never", hold_after=1)
+    async with chat() as c:
+        await c.send("Hi")
+        await c.until(lambda: c.shown()[-1:] == ["half"])
+        await c.pilot.press("ctrl+q")
+        await c.until(lambda: not c.app.is_running or c.app._exit)
+    assert c.app.return_code == 0
+    with sqlite3.connect(paths.database) as database:
+        rows = database.execute("SELECT content, status FROM messages ORDER BY position").fetchall()
+    assert rows == [("Hi", "complete"), ("half", "stopped")]
+
+
+async def test_sigterm_saves_the_part(chat, engine, paths):
+    engine.reply("half", "never", hold_after=1)
+    async with chat() as c:
+        await c.send("Hi")
+        await c.until(lambda: c.shown()[-1:] == ["half"])
+        os.kill(os.getpid(), signal.SIGTERM)
+        await c.until(lambda: c.app._exit)
+    assert c.app.return_code == 128 + signal.SIGTERM
+    with sqlite3.connect(paths.database) as database:
+        assert database.execute("SELECT status FROM messages WHERE role = 'assistant'").fetchall() == [
+            ("stopped",)
+        ]
+
+
+async def test_the_screen_is_up_before_the_engine(paths, engine, make_model, until):
+    make_model("tiny")
+    started = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow():
+        loop.call_soon_threadsafe(started.set)
+        engine.load_hold.wait(5)  # as long as importing torch takes
+        return engine
+
+    engine.load_hold.clear()
+    app = LiteLlamaApp(paths, create_engine=slow)
+    async with app.run_test() as pilot:
+        await asyncio.wait_for(started.wait(), 5)
+        assert app.query_one("#hint").is_attached
+        await pilot.press("h", "i")
+        assert app.query_one(PromptInput).text == "hi"
+        engine.load_hold.set()
+        await until(pilot, lambda: app.controller.model)
+
+
+def test_the_app_is_there_without_torch():
+    code = (
+        "import sys, lite_llama.app.tui; print(sorted({'torch', 'transformers', 'gguf'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
