@@ -169,20 +169,11 @@ def _plan(report: Report, paths: Paths, settings: Settings, models: tuple[Checkp
 
 def _fit(checkpoint: Checkpoint, device: Any, settings: Settings) -> str:
     """How a model will run in the memory there is. Raises UserError when it does not fit."""
-    from ..engine.device import available_memory, device_name, resolve_dtype
-    from ..engine.engine import MAX_SEQUENCES, STEP_TOKENS
+    from ..engine.device import resolve_dtype
     from ..engine.memory import plan_memory
 
     dtype = resolve_dtype(settings.dtype, device, checkpoint.manifest.dtype)
-    plan = plan_memory(
-        checkpoint.config,
-        dtype,
-        available_memory(device),
-        max_context=None,
-        step_tokens=STEP_TOKENS[device.type],
-        max_sequences=MAX_SEQUENCES,
-        place=device_name(device),
-    )
+    plan = plan_memory(checkpoint.config, dtype, device)
     name, dtype_name = checkpoint.path.name, str(dtype).removeprefix("torch.")
     return f"{name} runs in {dtype_name} with up to {plan.max_context:,} tokens of context."
 

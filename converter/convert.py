@@ -20,6 +20,7 @@ from .. import __version__
 from ..models.checkpoint import FORMAT_VERSION, MANIFEST, WEIGHTS, Checkpoint, FileRecord, Manifest
 from ..models.config import ModelConfig
 from ..models.errors import CheckpointError, UserError
+from ..models.units import format_bytes
 from ..models.weights import is_ignored, parameter_count, targets
 from . import demo, hub
 from .background import wait_for
@@ -337,8 +338,8 @@ def _check_space(needed: Mapping[Path, int]) -> None:
         free = _free(directory)
         if free < size + _SPARE_BYTES:
             raise UserError(
-                f"{_gigabytes(size + _SPARE_BYTES)} are needed on the disk of {directory} and "
-                f"{_gigabytes(free)} are free: free some, or set LITE_LLAMA_HOME to a larger disk."
+                f"{format_bytes(size + _SPARE_BYTES)} are needed on the disk of {directory} and "
+                f"{format_bytes(free)} are free: free some, or set LITE_LLAMA_HOME to a larger disk."
             )
 
 
@@ -350,10 +351,6 @@ def _existing(path: Path) -> Path:
     """The nearest directory above `path` that exists."""
     path = path.absolute()
     return path if path.exists() else _existing(path.parent)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"
 
 
 def _first_line(error: Exception) -> str:

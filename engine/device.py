@@ -59,7 +59,8 @@ def device_name(device: torch.device) -> str:
     """`NVIDIA H100 80GB HBM3`, `AMD Instinct MI300X` or `CPU, 8 threads`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def available_memory(device: torch.device) -> int:

@@ -12,7 +12,7 @@ from ..models.checkpoint import Checkpoint
 from ..models.errors import UserError
 from ..models.loader import load_decoder
 from .detokenizer import Detokenizer
-from .device import available_memory, device_name, resolve_device, resolve_dtype
+from .device import device_name, resolve_device, resolve_dtype
 from .events import (
     Event,
     Failed,
@@ -26,7 +26,7 @@ from .events import (
     Usage,
 )
 from .kv_cache import PagePool, allocate_cache
-from .memory import plan_memory
+from .memory import MAX_SEQUENCES, STEP_TOKENS, plan_memory
 from .request import GenerationRequest, Message
 from .runner import ModelRunner
 from .scheduler import Scheduler
@@ -34,10 +34,6 @@ from .sequence import Sequence
 from .tokenizer import Tokenizer
 
 Sink = Callable[[Event], None]
-
-MAX_SEQUENCES = 64
-STEP_TOKENS = {"cpu": 256, "cuda": 4096}
-"""Prompt tokens of one step: long enough to fill the device, short enough for a prompt cancel."""
 
 
 class _Counter:
@@ -71,16 +67,7 @@ class Engine:
         place = resolve_device(device)
         torch_dtype = resolve_dtype(dtype, place, checkpoint.manifest.dtype)
         config = checkpoint.config
-        step_tokens = STEP_TOKENS[place.type]
-        plan = plan_memory(
-            config,
-            torch_dtype,
-            available_memory(place),
-            max_context=max_context,
-            step_tokens=step_tokens,
-            max_sequences=MAX_SEQUENCES,
-            place=device_name(place),
-        )
+        plan = plan_memory(config, torch_dtype, place, max_context=max_context)
         self.tokenizer = Tokenizer(checkpoint.path)
         checkpoint.verify(progress=_Counter(checkpoint.size, "Checking the files", progress))
         ops = select(place, attention)
@@ -89,7 +76,9 @@ class Engine:
         cache = allocate_cache(config, plan.kv_pages, torch_dtype, place)
         self.runner = ModelRunner(model, cache, place)
         self.pool = PagePool(plan.kv_pages)
-        self.scheduler = Scheduler(self.pool, step_tokens=step_tokens, max_sequences=MAX_SEQUENCES)
+        self.scheduler = Scheduler(
+            self.pool, step_tokens=STEP_TOKENS[place.type], max_sequences=MAX_SEQUENCES
+        )
         self.info = ModelInfo(
             name=checkpoint.manifest.name,
             family=checkpoint.manifest.family,

@@ -9,7 +9,14 @@ import torch
 from ..kernels import PAGE_SIZE
 from ..models.config import ModelConfig
 from ..models.errors import UserError
+from ..models.units import format_bytes
 from ..models.weights import parameter_count
+from .device import available_memory, device_name
+
+MAX_SEQUENCES = 64
+"""Requests that run at once; more wait."""
+STEP_TOKENS = {"cpu": 256, "cuda": 4096}
+"""Prompt tokens of one step: long enough to fill the device, short enough for a prompt cancel."""
 
 MIN_CONTEXT = 512
 """Below this a chat is no use: rather refuse than load."""
@@ -39,16 +46,9 @@ def page_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
 
 
 def plan_memory(
-    config: ModelConfig,
-    dtype: torch.dtype,
-    available: int,
-    *,
-    max_context: int | None,
-    step_tokens: int,
-    max_sequences: int,
-    place: str,
+    config: ModelConfig, dtype: torch.dtype, device: torch.device, *, max_context: int | None = None
 ) -> MemoryPlan:
-    """Fit the model into `available` bytes.
+    """Fit the model into the memory that `device` has left.
 
     The context is the model's own, or `max_context`, shortened to what fits unless it was asked for.
     Raises UserError with the numbers when it does not fit.
@@ -56,17 +56,18 @@ def plan_memory(
     wanted = min(max_context or config.max_position, config.max_position)
     weights = parameter_count(config) * dtype.itemsize
     row = 4 * config.hidden_size + config.q_size + 2 * config.kv_size + 3 * config.intermediate_size
-    workspace = step_tokens * row * dtype.itemsize + 4 * max_sequences * config.vocab_size * 4
+    workspace = STEP_TOKENS[device.type] * row * dtype.itemsize + 4 * MAX_SEQUENCES * config.vocab_size * 4
     per_page = page_bytes(config, dtype)
+    available = available_memory(device)
     room = int(available * (1 - KEEP_FREE)) - weights - workspace
     pages = min(room // per_page, 1 + WANTED_CONTEXTS * _pages(wanted))
     least = wanted if max_context else min(wanted, MIN_CONTEXT)
     if pages < 1 + _pages(least):
         need = weights + workspace + (1 + _pages(least)) * per_page
         raise UserError(
-            f"The model needs {_gb(need)} of memory ({_gb(weights)} weights, the rest for {least} tokens of "
-            f"context and work space) and {_gb(available)} are free on {place}: close other programs, or "
-            f"choose a smaller model, dtype or context."
+            f"The model needs {format_bytes(need)} of memory ({format_bytes(weights)} weights, the rest for "
+            f"{least} tokens of context and work space) and {format_bytes(available)} are free on "
+            f"{device_name(device)}: close other programs, or choose a smaller model, dtype or context."
         )
     context = min(wanted, (pages - 1) * PAGE_SIZE)
     return MemoryPlan(weights, pages * per_page, workspace, pages, context)
@@ -74,7 +75,3 @@ def plan_memory(
 
 def _pages(tokens: int) -> int:
     return -(-tokens // PAGE_SIZE)
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"

@@ -73,7 +73,7 @@ def test_peak_memory_is_the_largest_tensor(tiny_llama, tmp_path):
     command = [sys.executable, "-c", PEAK, tmp_path / "big", tmp_path / "models", tmp_path / "downloads"]
     done = subprocess.run([*command, "float16"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 64 + 50, f"{done.stdout} MB"
+    assert float(done.stdout) < 64 + 80, f"{done.stdout} MB"
 
 
 def test_events(llama, models_dir, downloads_dir):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lite_llama.engine.memory import page_bytes, plan_memory
+from lite_llama.engine.memory import MemoryPlan, page_bytes, plan_memory
 from lite_llama.kernels import PAGE_SIZE
 from lite_llama.models.config import ModelConfig, RopeConfig
 from lite_llama.models.errors import UserError
@@ -27,19 +27,18 @@ CONFIG = ModelConfig(
 )
 
 
-def plan(available: int, max_context: int | None = None):
-    return plan_memory(
-        CONFIG,
-        torch.bfloat16,
-        available,
-        max_context=max_context,
-        step_tokens=256,
-        max_sequences=64,
-        place="the test",
-    )
+@pytest.fixture
+def plan(monkeypatch):
+    """plan_memory on a machine with so many bytes of memory."""
+
+    def make(available: int, max_context: int | None = None) -> MemoryPlan:
+        monkeypatch.setattr("lite_llama.engine.memory.available_memory", lambda device: available)
+        return plan_memory(CONFIG, torch.bfloat16, torch.device("cpu"), max_context=max_context)
+
+    return make
 
 
-def test_plenty_of_memory_holds_four_whole_contexts():
+def test_plenty_of_memory_holds_four_whole_contexts(plan):
     made = plan(100 * 10**9)
     assert made.max_context == 8192
     assert (made.kv_pages - 1) * PAGE_SIZE == 4 * 8192
@@ -47,7 +46,7 @@ def test_plenty_of_memory_holds_four_whole_contexts():
     assert made.kv_bytes == made.kv_pages * 2 * 8 * PAGE_SIZE * 256 * 2
 
 
-def test_little_memory_shortens_the_context():
+def test_little_memory_shortens_the_context(plan):
     need = plan(100 * 10**9)
     fixed = need.weight_bytes + need.workspace_bytes
     available = int((fixed + 101 * page_bytes(CONFIG, torch.bfloat16)) / 0.95) + 1000
@@ -56,12 +55,12 @@ def test_little_memory_shortens_the_context():
     assert made.weight_bytes + made.kv_bytes + made.workspace_bytes <= available
 
 
-def test_too_little_memory_is_refused_with_numbers():
-    with pytest.raises(UserError, match=r"needs 0\.\d\d GB .* 0\.10 GB are free on the test"):
+def test_too_little_memory_is_refused_with_numbers(plan):
+    with pytest.raises(UserError, match=r"needs \d+ MB .* 100 MB are free on CPU"):
         plan(100 * 10**6)
 
 
-def test_a_context_that_was_asked_for_is_not_shortened():
+def test_a_context_that_was_asked_for_is_not_shortened(plan):
     need = plan(100 * 10**9)
     little = int((need.weight_bytes + need.workspace_bytes + need.kv_bytes / 8) / 0.95)
     assert plan(little).max_context < 8192

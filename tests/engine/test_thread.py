@@ -170,10 +170,10 @@ def test_load_failures_are_sentences(thread, options, tmp_path):
 
 
 def test_not_enough_memory_is_said_with_numbers(thread, options, monkeypatch):
-    monkeypatch.setattr("lite_llama.engine.engine.available_memory", lambda device: 10**6)
+    monkeypatch.setattr("lite_llama.engine.memory.available_memory", lambda device: 10**6)
     *_, last = thread.load_events(options)
     assert isinstance(last, LoadFailed)
-    assert "0.00 GB are free" in last.message
+    assert "1 MB are free" in last.message
 
 
 def test_a_load_can_be_cancelled(thread, options, monkeypatch):
