@@ -47,65 +47,68 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True)
 
     temperature: Annotated[float, Form("Sampling")] = Field(
-        0.7,
+        default=0.7,
         ge=0,
         le=2,
         title="Temperature",
         description="How much chance there is in a reply; 0 always takes the likeliest token.",
     )
     top_p: Annotated[float, Form("Sampling")] = Field(
-        0.9,
+        default=0.9,
         gt=0,
         le=1,
         title="Top-p",
         description="Choose among the likeliest tokens that together reach this probability; 1 is off.",
     )
     top_k: Annotated[int, Form("Sampling")] = Field(
-        0, ge=0, title="Top-k", description="Choose among this many of the likeliest tokens; 0 is off."
+        default=0,
+        ge=0,
+        title="Top-k",
+        description="Choose among this many of the likeliest tokens; 0 is off.",
     )
     min_p: Annotated[float, Form("Sampling")] = Field(
-        0.0,
+        default=0.0,
         ge=0,
         lt=1,
         title="Min-p",
         description="Drop tokens less likely than this share of the likeliest one; 0 is off.",
     )
     repetition_penalty: Annotated[float, Form("Sampling")] = Field(
-        1.0,
+        default=1.0,
         ge=0.1,
         le=10,
         title="Repetition penalty",
         description="Above 1 makes tokens that were already used less likely; 1 is off.",
     )
     max_gen_len: Annotated[int, Form("Sampling")] = Field(
-        1024, ge=1, title="Max length", description="The most tokens that one reply may have."
+        default=1024, ge=1, title="Max length", description="The most tokens that one reply may have."
     )
     seed: Annotated[int | None, Form("Sampling")] = Field(
-        None,
+        default=None,
         ge=0,
         le=2**63 - 1,
         title="Seed",
         description="The same seed gives the same reply; empty draws a new one each time.",
     )
     system_prompt: Annotated[str, Form("Conversation", "text")] = Field(
-        "",
+        default="",
         title="System prompt",
         description="What the model is told ahead of every conversation; may be empty.",
     )
     device: Annotated[Literal["auto", "cpu", "cuda"], Form("Model")] = Field(
-        "auto",
+        default="auto",
         title="Device",
         description="Where the model runs; auto takes the GPU if there is one. Counts from the next load.",
     )
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Form("Model")] = Field(
-        "auto",
+        default="auto",
         title="Number format",
         description="How numbers are computed; auto suits model and device. Counts from the next load.",
     )
     theme: Annotated[str, Form("Appearance", "theme")] = Field(
-        "lite-llama-dark", min_length=1, title="Theme", description="The colours of the app."
+        default="lite-llama-dark", min_length=1, title="Theme", description="The colours of the app."
     )
-    model: str | None = Field(None, title="Model", description="The model that was used last.")
+    model: str | None = Field(default=None, title="Model", description="The model that was used last.")
 
     @classmethod
     def settings_customise_sources(

@@ -15,6 +15,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from ...converter import remove
 from ...models.checkpoint import Checkpoint
 from ...models.errors import UserError
 from ..library import scan
@@ -260,7 +261,7 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         if not await self.app.push_screen_wait(ConfirmScreen(f"Delete the model {name}?{frees}", "Delete")):
             return
         try:
-            await asyncio.to_thread(_remove, self._paths, name)
+            await asyncio.to_thread(remove, self._paths.models, name)
         except UserError as error:
             self.notify(str(error), severity="error", markup=False)
         else:
@@ -269,9 +270,3 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
 
 def _damaged(name: str) -> Content:
     return Content.assemble("  ", (name, "bold"), ("\n  damaged, cannot be loaded", "$text-error"))
-
-
-def _remove(paths: Paths, name: str) -> None:
-    from ...converter import remove  # here, because it imports torch, which takes seconds
-
-    remove(paths.models, name)

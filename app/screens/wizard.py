@@ -15,21 +15,22 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Button, ContentSwitcher, Static
+from textual.worker import Worker
 
+from ...converter import Cancelled, Done, Notice, Progress, SourceInfo, convert, inspect
 from ...engine.events import Event, Failed, Finished, Loaded, LoadFailed, LoadProgress, ModelInfo, TextDelta
 from ...engine.request import GenerationRequest, Message, SamplingParams
+from ...models.checkpoint import Checkpoint
 from ...models.errors import UserError
 from ..log import record
 from ..paths import Paths
 from ..settings import Settings
 from .wizard_steps import CheckStep, ChooseStep, ConvertStep, Step, TryStep
 
-if TYPE_CHECKING:  # imported where needed: both import torch, which takes seconds
-    from ...converter import Progress, SourceInfo
+if TYPE_CHECKING:  # imports torch, which takes seconds
     from ...engine.thread import EngineThread, Sink
-    from ...models.checkpoint import Checkpoint
 
-QUESTION = "In one sentence: what is a llama?"
+QUESTION = "In one sentence: what is a computer?"
 _ANSWER_TOKENS = 48
 _REFRESH_S = 0.1
 _TITLES = {"choose": "Choose", "check": "Check", "convert": "Convert", "try": "Try"}
@@ -75,7 +76,8 @@ class WizardScreen(Screen[str | None]):
         self._options = settings
         self._first_run = first_run
         self._source: SourceInfo | None = None
-        self._looking = False
+        self._search: Worker[None] | None = None
+        """Looks at a source while step 1 still shows."""
         self._conversion = threading.Event()
         """Set to cancel the conversion under way."""
         self._progress: tuple[float, Progress] | None = None
@@ -96,7 +98,9 @@ class WizardScreen(Screen[str | None]):
                 yield ConvertStep()
                 yield TryStep()
             with Horizontal(id="buttons"):
-                yield Button("Back", id="back", compact=True)
+                back = Button("Back", id="back", compact=True)
+                back.can_focus = False  # else it would get the focus, and so enter, while "next" is hidden
+                yield back
                 yield Button("Continue", id="next", variant="primary", compact=True)
 
     def on_mount(self) -> None:
@@ -117,13 +121,9 @@ class WizardScreen(Screen[str | None]):
         here = names.index(step)
         crumbs: list[str | tuple[str, str]] = []
         for index, name in enumerate(names):
-            style = (
-                "bold $text-primary"
-                if index == here
-                else "$text-success"
-                if index < here
-                else "$foreground 45%"
-            )
+            style = "$text-success" if index < here else "$foreground 45%"
+            if index == here:
+                style = "bold $text-primary"
             mark = "✓" if index < here else f"{index + 1}"
             crumbs += ["  ›  " if index else "", (f"{mark} {_TITLES[name]}", style)]
         self.query_one("#steps", Static).update(Content.assemble(*crumbs))
@@ -136,8 +136,7 @@ class WizardScreen(Screen[str | None]):
         onward = self.query_one("#next", Button)
         onward.label = f"{step.next_label} ↵"
         onward.display = bool(step.next_label)
-        back = {"choose": "Leave", "convert": "Cancel"}.get(step.id or "", "Back")
-        self.query_one("#back", Button).label = f"{back} esc"
+        self.query_one("#back", Button).label = f"{step.back_label} esc"
         for button in self.query(Button):
             button.refresh(layout=True)  # a new label alone does not make it wider
         if step.next_label and isinstance(step, TryStep):
@@ -158,9 +157,9 @@ class WizardScreen(Screen[str | None]):
         elif isinstance(step, TryStep):
             name = self._model.path.name if self._model else "The model"
             self._go("choose", f"{name} is converted and in your list of models.")
-        elif isinstance(step, CheckStep) or self._looking:
+        elif isinstance(step, CheckStep) or self._is_looking:
             self.workers.cancel_group(self, "look")
-            self._looking = False
+            self._search = None
             self._go("choose")
         else:
             self.dismiss(None)
@@ -169,43 +168,42 @@ class WizardScreen(Screen[str | None]):
     @on(Button.Pressed, "#next")
     def action_next(self) -> None:
         step = self._step
-        if isinstance(step, ChooseStep) and not self._looking:
+        if isinstance(step, ChooseStep) and not self._is_looking:
             if source := step.source:
-                self._look(source)
+                step.note(f"Looking at {source}…")
+                self._search = self._look(source)
         elif isinstance(step, CheckStep) and self._source and step.check():
-            self._convert(self._source, step.model_name, step.dtype, step.replace)
+            self._start_conversion(self._source, step.model_name, step.dtype, step.replace)
         elif isinstance(step, TryStep) and step.next_label and self._model:
             if self._loaded:
                 self.dismiss(self._model.path.name)
             else:
-                self._try(self._model)
+                self._start_test(self._model)
 
     # 1 and 2: what is there
 
     @work(group="demo")
     async def _measure_demo(self) -> None:
-        """Fill in the demo's sizes; on the way the converter is imported, which takes a moment."""
+        """Fill in the demo's sizes."""
         with contextlib.suppress(UserError):
             self.query_one(ChooseStep).show_demo_sizes(await asyncio.to_thread(self._inspect, "demo", "auto"))
 
     def _inspect(self, source: str, dtype: str) -> SourceInfo:
-        from ...converter import inspect
-
         return inspect(source, self._paths.models, self._paths.downloads, dtype=dtype)
 
     @work(group="look", exclusive=True)
     async def _look(self, source: str) -> None:
-        self._looking = True
-        self._step.note(f"Looking at {source}…")
         try:
             self._source = await asyncio.to_thread(self._inspect, source, "auto")
         except Exception as error:
-            self._step.note(self._sentence(error), error=True)
+            self._go("choose", self._sentence(error), error=True)
         else:
             self.query_one(CheckStep).show(self._source, keep=False)
             self._go("check")
-        finally:
-            self._looking = False
+
+    @property
+    def _is_looking(self) -> bool:
+        return self._search is not None and not self._search.is_finished
 
     @on(CheckStep.DtypeChanged)
     @work(group="look", exclusive=True)
@@ -226,14 +224,17 @@ class WizardScreen(Screen[str | None]):
 
     # 3: the conversion
 
-    @work(group="convert", exclusive=True)
-    async def _convert(self, source: SourceInfo, name: str, dtype: str, replace: bool) -> None:
-        from ...converter import Cancelled
-
-        cancel = self._conversion = threading.Event()
+    def _start_conversion(self, source: SourceInfo, name: str, dtype: str, replace: bool) -> None:
+        self._conversion = threading.Event()
         self._progress, self._notices = None, []
         self.query_one(ConvertStep).begin(f"{source.source} → {name}")
         self._go("convert")
+        self._convert(source, name, dtype, replace, self._conversion)
+
+    @work(group="convert", exclusive=True)
+    async def _convert(
+        self, source: SourceInfo, name: str, dtype: str, replace: bool, cancel: threading.Event
+    ) -> None:
         # The thread leaves its latest state and the screen looks at it ten times a second: however many
         # events there are, the interface has no more to do.
         timer = self.set_interval(_REFRESH_S, self._show_progress)
@@ -246,15 +247,13 @@ class WizardScreen(Screen[str | None]):
         except Exception as error:
             self._go("check", self._sentence(error), error=True)
         else:
-            self._try(self._model)
+            self._start_test(self._model)
         finally:
             timer.stop()
             cancel.set()  # when the app is closed meanwhile, the thread must end and clean up
 
     def _run(self, source: str, name: str, dtype: str, replace: bool, cancel: threading.Event) -> Checkpoint:
         """The conversion, in a thread of its own."""
-        from ...converter import Done, Notice, convert
-
         models, downloads = self._paths.models, self._paths.downloads
         events = convert(source, models, downloads, name=name, dtype=dtype, force=replace, cancel=cancel)
         for event in events:
@@ -275,12 +274,15 @@ class WizardScreen(Screen[str | None]):
 
     # 4: the smoke test
 
-    @work(group="try", exclusive=True)
-    async def _try(self, model: Checkpoint) -> None:
-        step = self.query_one(TryStep)
+    def _start_test(self, model: Checkpoint) -> None:
         self._loaded = False
-        step.begin(model.path.name)
+        self.query_one(TryStep).begin(model.path.name)
         self._go("try")
+        self._test(model)
+
+    @work(group="test", exclusive=True)
+    async def _test(self, model: Checkpoint) -> None:
+        step = self.query_one(TryStep)
         try:
             info = await self._load(model, step)
         except UserError as error:
@@ -288,12 +290,13 @@ class WizardScreen(Screen[str | None]):
         else:
             self._loaded = True
             step.loaded(info.name, info.device_name, info.dtype, QUESTION)
+            self._label_buttons()
             await self._ask(step)
         self._label_buttons()
 
     async def _load(self, model: Checkpoint, step: TryStep) -> ModelInfo:
         """Raises UserError with what the engine says when it cannot."""
-        from ...engine.thread import LoadOptions
+        from ...engine.thread import LoadOptions  # see TYPE_CHECKING above
 
         sink, events = _channel()
         self._engine.load(LoadOptions(model.path, self._options.device, self._options.dtype), sink)
@@ -323,9 +326,7 @@ class WizardScreen(Screen[str | None]):
                     break
         finally:
             self._request = None
-        if event.text.strip() or event.reason == "cancelled":
-            step.next_label = "Start chatting"
-        else:
+        if not event.text.strip() and event.reason != "cancelled":
             step.failed(
                 "The model gave an empty answer: its weights may be damaged.", "Start chatting anyway"
             )

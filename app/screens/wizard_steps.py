@@ -7,7 +7,7 @@ import os
 import shlex
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 from urllib.parse import unquote, urlsplit
 
 from textual import on
@@ -19,12 +19,12 @@ from textual.suggester import Suggester
 from textual.widgets import Checkbox, Input, Label, OptionList, ProgressBar, Select, Static
 from textual.widgets.option_list import Option
 
+from ...converter import Progress, SourceInfo
+from ...converter.names import check_name
 from ...engine.events import Usage
+from ...models.errors import UserError
 from ..settings import Settings, choices
 from ..text import format_bytes, format_count, format_seconds, one_line
-
-if TYPE_CHECKING:  # the converter imports torch, which takes seconds that the first screen must not wait for
-    from ...converter import Progress, SourceInfo
 
 Kind = Literal["demo", "hub", "directory", "gguf"]
 
@@ -89,6 +89,8 @@ class Step(Vertical):
 
     next_label = "Continue"
     """What the button that goes on says; empty while there is nothing to go on to."""
+    back_label = "Back"
+    """What the button that goes back says."""
 
     DEFAULT_CSS = """
     Step {
@@ -124,6 +126,8 @@ class Step(Vertical):
 
 class ChooseStep(Step):
     """Where the model comes from."""
+
+    back_label = "Leave"
 
     DEFAULT_CSS = """
     ChooseStep {
@@ -220,7 +224,7 @@ class CheckStep(Step):
     CheckStep {
         .facts { height: auto; }
         .row { height: 1; }
-        .row Label { width: 16; color: $text-muted; }
+        .row > Label { width: 16; color: $text-muted; }
         .fact { width: 1fr; }
         .fact.-short { color: $text-error; }
         #name-row { margin-top: 1; }
@@ -228,6 +232,8 @@ class CheckStep(Step):
         Select:focus > SelectCurrent { background: $primary 25%; }
         Select, #name { width: 1fr; }
         Checkbox { margin: 1 0 0 16; background: $surface; }
+        Checkbox > .toggle--button { color: $panel; }
+        Checkbox.-on > .toggle--button { color: $text-success; }
     }
     """
 
@@ -305,9 +311,6 @@ class CheckStep(Step):
 
     def check(self) -> bool:
         """Whether the conversion can start; says why not."""
-        from ...converter.names import check_name  # see TYPE_CHECKING above
-        from ...models.errors import UserError
-
         try:
             check_name(self.model_name)
         except UserError as error:
@@ -347,6 +350,10 @@ class CheckStep(Step):
             self.post_message(self.DtypeChanged(self._dtype))
 
 
+_LEAST_SPEED = 1000
+"""Bytes per second; below this the figure is noise of a phase's beginning, and the time left absurd."""
+
+
 class Speed:
     """Bytes per second over the last seconds of a phase."""
 
@@ -374,12 +381,13 @@ class ConvertStep(Step):
     """Download and conversion under way: a bar for each phase, what is at hand, speed and time left."""
 
     next_label = ""
+    back_label = "Cancel"
 
     DEFAULT_CSS = """
     ConvertStep {
         #converting { text-style: bold; margin-bottom: 1; }
         .row { height: 1; }
-        .row Label { width: 16; color: $text-muted; }
+        .row > Label { width: 16; color: $text-muted; }
         #pace { margin-top: 1; }
         #item { color: $text-muted; }
         #notices { margin-top: 1; color: $text-warning; }
@@ -427,7 +435,11 @@ class ConvertStep(Step):
             self.query_one(f"#phase-{progress.phase}").display = True
         self._speed.add(time, progress.done)
         self._bar(progress.phase).update(total=progress.total or None, progress=progress.done)
-        self.query_one("#item", Static).update(one_line(progress.item))
+        # Unpacking a download and reading its tokenizer take seconds in which nothing else is told.
+        downloaded = progress.phase == "download" and 0 < progress.total <= progress.done
+        self.query_one("#item", Static).update(
+            "Preparing the conversion…" if downloaded else one_line(progress.item)
+        )
         self.query_one("#pace", Static).update(self._pace(progress))
 
     def tell(self, notices: list[str]) -> None:
@@ -442,9 +454,9 @@ class ConvertStep(Step):
             parts.append(f"{format_bytes(progress.done)} of {format_bytes(progress.total)}")
         elif progress.done:
             parts.append(format_bytes(progress.done))
-        if speed := self._speed.bytes_per_s:
+        if (speed := self._speed.bytes_per_s) >= _LEAST_SPEED:
             parts.append(f"{format_bytes(speed)}/s")
-            if progress.total:
+            if progress.done < progress.total:
                 parts.append(f"{format_seconds((progress.total - progress.done) / speed)} left")
         return " · ".join(parts)
 
@@ -482,7 +494,7 @@ class TryStep(Step):
     def begin(self, name: str) -> None:
         """A load begins."""
         self._answer = ""
-        self.next_label = ""
+        self.next_label, self.back_label = "", "Cancel"
         self._set("loading", f"Loading {name}")
         for key in ("question", "answer", "figures"):
             self._set(key, "")
@@ -495,6 +507,8 @@ class TryStep(Step):
         self.note(text)
 
     def loaded(self, name: str, device: str, dtype: str, question: str) -> None:
+        """The model is there and is asked `question`."""
+        self.back_label = "Skip"
         self.query_one(ProgressBar).display = False
         self._set("loading", f"{name} is loaded: {device}, {dtype}")
         self._set("question", question)
@@ -506,11 +520,13 @@ class TryStep(Step):
         self._set("answer", self._answer.strip())
 
     def finished(self, usage: Usage) -> None:
+        """The answer is complete."""
+        self.next_label, self.back_label = "Start chatting", "Back"
         rate = f"{usage.decode_tokens_per_s:.1f} tok/s, " if usage.decode_tokens_per_s else ""
         self._set("figures", f"{rate}first token after {usage.ttft_s:.2f} s")
 
     def failed(self, text: str, next_label: str) -> None:
         """Something went wrong; `next_label` says how one can go on all the same."""
         self.query_one(ProgressBar).display = False
-        self.next_label = next_label
+        self.next_label, self.back_label = next_label, "Back"
         self.note(text, error=True)

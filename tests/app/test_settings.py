@@ -76,7 +76,7 @@ def test_sampling_params_carry_every_setting():
 )
 def test_the_engine_takes_whatever_the_settings_allow(name: str, lowest: float, highest: float):
     for value in (lowest, highest):
-        Settings(**{name: value}).sampling_params()
+        Settings.model_validate({name: value}).sampling_params()
     assert invalid({name: -1}) == [name]
     assert invalid({name: "nan"}) == [name]
 
