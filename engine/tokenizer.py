@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..models.errors import CheckpointError, UserError
 from .request import Message
@@ -20,7 +20,9 @@ class Tokenizer:
     def __init__(self, path: Path) -> None:
         """Load from a converted model's directory. Raises CheckpointError when it cannot be read."""
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            # AutoTokenizer rebuilds some families' tokenizers by rules of its own: the file's word counts.
+            loader = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
+            self._tokenizer: Any = loader.from_pretrained(path, local_files_only=True)
             # The Rust tokenizer itself: unlike its wrapper it may be called from several threads at once.
             self._backend = self._tokenizer.backend_tokenizer
         except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
