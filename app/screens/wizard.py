@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on, work
@@ -241,8 +242,8 @@ class WizardScreen(Screen[str | None]):
         try:
             self._model = await asyncio.to_thread(self._run, source.source, name, dtype, replace, cancel)
         except Cancelled:
-            kept = source.kind == "hub" and source.download_bytes > 0
-            rest = "the download can be taken up where it stopped" if kept else "nothing was left behind"
+            kept = source.download_bytes > 0 and _holds_data(self._paths.downloads)
+            rest = "what was downloaded is kept for the next try" if kept else "nothing was left behind"
             self._go("choose", f"Cancelled; {rest}.")
         except Exception as error:
             self._go("check", self._sentence(error), error=True)
@@ -330,6 +331,11 @@ class WizardScreen(Screen[str | None]):
             step.failed(
                 "The model gave an empty answer: its weights may be damaged.", "Start chatting anyway"
             )
+
+
+def _holds_data(directory: Path) -> bool:
+    """Whether there is a file with something in it (not just a lock) under the directory."""
+    return any(path.is_file() and path.stat().st_size for path in directory.rglob("*"))
 
 
 def _channel() -> tuple[Sink, asyncio.Queue[Event]]:

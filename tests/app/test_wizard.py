@@ -227,17 +227,27 @@ async def test_cancel_in_mid_conversion_leaves_nothing(
     assert (paths.models / "source").is_dir()
 
 
-async def test_cancel_waits_for_the_cleaning_up(app: Any, script: Script, until: Any):
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"part", "Cancelled; what was downloaded is kept for the next try."),
+        (b"", "Cancelled; nothing was left behind."),
+    ],
+)
+async def test_cancel_waits_for_the_cleaning_up(
+    app: Any, script: Script, paths: Paths, until: Any, content: bytes, sentence: str
+):
     async with app.run_test() as pilot:
         await choose(pilot, "hub", "org/model")
         await until(pilot, lambda: step(app) == "check")
         await pilot.press("enter")
         await until(pilot, lambda: step(app) == "convert")
+        (paths.downloads / "org").mkdir(parents=True)
+        (paths.downloads / "org" / "file").write_bytes(content)
         await pilot.press("escape")
         await until(pilot, lambda: step(app) == "choose")
         assert script.cancelled.is_set()
-        # A Hub download stays where it can be taken up again, so the sentence must not deny it.
-        assert note(app) == "Cancelled; the download can be taken up where it stopped."
+        assert note(app) == sentence
 
 
 async def test_closing_the_app_cancels_the_conversion(app: Any, script: Script, until: Any):
