@@ -41,20 +41,19 @@ __all__ = ["HAS_TRITON", "Target", "target", "tl", "triton"]
 class Target:
     """The GPU properties that tiles and launches depend on.
 
-    `hip`: an AMD GPU; `shared_memory`: bytes that one program may use; `processors`: SMs or compute units.
+    `hip`: an AMD GPU; `warp_size`: threads per warp (64 on AMD's CDNA, else 32); `processors`: SMs or
+    compute units.
     """
 
     hip: bool
-    shared_memory: int
+    warp_size: int
     processors: int
 
 
 @cache
 def target(device: torch.device) -> Target:
-    """The target of `device`. The CPU, on which only the interpreter runs kernels, poses as an RTX 3090."""
+    """The target of `device`. The CPU, on which only the interpreter runs kernels, poses as a small GPU."""
     if device.type != "cuda":
-        return Target(hip=False, shared_memory=99 * 1024, processors=82)
+        return Target(hip=False, warp_size=32, processors=16)
     properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        return Target(True, 64 * 1024, properties.multi_processor_count)
-    return Target(False, properties.shared_memory_per_block_optin, properties.multi_processor_count)
+    return Target(bool(torch.version.hip), properties.warp_size, properties.multi_processor_count)

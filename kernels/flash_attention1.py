@@ -80,9 +80,8 @@ def _kernel(
 def tile(head_dim: int, dtype: torch.dtype, target: Target) -> dict[str, int]:
     """BLOCK_M x BLOCK_N, warps and stages: q, k, v and the fp32 output all pass through one program."""
     wide = head_dim > 128
-    if dtype == torch.float32:
-        return {"BLOCK_M": 32, "BLOCK_N": 16 if wide else 32, "num_warps": 4, "num_stages": 1}
-    return {"BLOCK_M": 32 if wide else 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}
+    block_n = 16 if wide and dtype == torch.float32 else 32
+    return {"BLOCK_M": 32, "BLOCK_N": block_n, "num_warps": 256 // target.warp_size, "num_stages": 1}
 
 
 def triton_flash_attention1(

@@ -129,11 +129,15 @@ def _combine_kernel(
 
 
 def tile(head_dim: int, dtype: torch.dtype, target: Target) -> dict[str, int]:
-    """BLOCK_N, warps and pipeline stages, such that the tiles of k and v fit `target`."""
-    wide = head_dim > 128
-    if dtype == torch.float32:
-        return {"BLOCK_N": 16 if wide else 32, "num_warps": 4, "num_stages": 1 if target.hip else 2}
-    return {"BLOCK_N": 32 if wide else 64, "num_warps": 4, "num_stages": 1 if target.hip else 2}
+    """BLOCK_N, warps and pipeline stages, such that the tiles of k and v fit the smallest GPUs."""
+    large = dtype == torch.float32
+    block_n = (16 if large else 32) if head_dim > 128 else (32 if large else 64)
+    threads = 256 if large or target.hip else 128
+    return {
+        "BLOCK_N": block_n,
+        "num_warps": threads // target.warp_size,
+        "num_stages": 1 if target.hip else 2,
+    }
 
 
 def split_count(sequences: int, kv_heads: int, target: Target) -> int:

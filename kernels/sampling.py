@@ -1,7 +1,7 @@
 """Drawing the next token: temperature, top-k, top-p, min-p, and the Gumbel-max trick.
 
 The noise of a token is a function of (seed, position, token id) alone: Philox 4x32-10 (Salmon et al. 2011,
-doi:10.1145/2063384.2063405), keyed by the seed, whose counter is (token id // 4, position) and whose four
+doi:10.1145/2063384.2063405), keyed by the seed, whose counter is (token id // 4, position, 0) and whose four
 outputs serve four neighbouring tokens. So what a request draws does not depend on the rest of the batch.
 """
 
@@ -40,7 +40,7 @@ def reference(
     quads = F.pad(logits.masked_fill(dropped, -math.inf), (0, -logits.shape[1] % 4), value=-math.inf)
     quads = quads.view(len(logits), -1, 4)
     used = (quads != -math.inf).any(2).any(0).nonzero().squeeze(1)
-    noise = gumbel(philox(seed[:, None], position[:, None], used))
+    noise = gumbel(token_words(seed, position, used))
     scores = quads[:, used] / _divisor(temperature)[:, None, None] + noise
     best = scores.flatten(1).argmax(-1)
     return torch.where(greedy, argmax, used[best // 4] * 4 + best % 4)
@@ -76,14 +76,12 @@ def _divisor(temperature: Tensor) -> Tensor:
     return torch.where(temperature > 0, temperature, 1.0)
 
 
-def philox(seed: Tensor, position: Tensor, block: Tensor) -> Tensor:
-    """Philox 4x32-10 with key `seed` and counter (block, position, 0): four words in [0, 2^32), [..., 4].
+def philox(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> Tensor:
+    """Philox 4x32-10: 64-bit keys and counters of four words -> four words in [0, 2^32), [..., 4].
 
-    seed and position are 64-bit, block 32-bit, all int64 tensors that broadcast. The 64-bit products wrap
-    around as signed numbers; masking makes them right again.
+    All are int64 tensors that broadcast. The 64-bit products wrap around as signed numbers; masking makes
+    their halves right again.
     """
-    c0, c1, c2 = block, position & _WORD, position >> 32 & _WORD
-    c3 = torch.zeros_like(c1)
     k0, k1 = seed & _WORD, seed >> 32 & _WORD
     for _ in range(10):
         a, b = c0 * _ROUND_A, c2 * _ROUND_B
@@ -93,22 +91,31 @@ def philox(seed: Tensor, position: Tensor, block: Tensor) -> Tensor:
     return torch.stack(torch.broadcast_tensors(c0, c1, c2, c3), -1)
 
 
-def gumbel(bits: Tensor) -> Tensor:
+def token_words(seed: Tensor, position: Tensor, quad: Tensor) -> Tensor:
+    """The random words of the tokens 4 * quad ... 4 * quad + 3 for each row: [B, N, 4].
+
+    seed, position [B] int64; quad [N] int64.
+    """
+    low, high = position[:, None] & _WORD, position[:, None] >> 32 & _WORD
+    return philox(seed[:, None], quad, low, high, torch.zeros_like(low))
+
+
+def gumbel(words: Tensor) -> Tensor:
     """Words in [0, 2^32) to Gumbel noise -log(-log(u)), fp32.
 
     u takes 23 bits and a half: exact in fp32, above 0 and below 1 on every device.
     """
-    u = ((bits >> 9).float() + 0.5) * 2.0**-23
+    u = ((words >> 9).float() + 0.5) * 2.0**-23
     return -(-u.log()).log()
 
 
 @triton.jit
-def token_bits(seed, position, start, COUNT: tl.constexpr):
-    """The words of the tokens start : start + COUNT (multiples of 4), [COUNT] uint32; see `philox`."""
-    block = (start // 4 + tl.arange(0, COUNT // 4)).to(tl.uint32)
-    zero = tl.zeros_like(block)
+def block_words(seed, position, start, COUNT: tl.constexpr):
+    """The random words of the tokens start : start + COUNT (multiples of 4), [COUNT] uint32."""
+    quad = (start // 4 + tl.arange(0, COUNT // 4)).to(tl.uint32)
+    zero = tl.zeros_like(quad)
     low, high = zero + position.to(tl.uint32), zero + (position >> 32).to(tl.uint32)
-    r0, r1, r2, r3 = tl.philox(seed, block, low, high, zero)
+    r0, r1, r2, r3 = tl.philox(seed, quad, low, high, zero)
     return tl.interleave(tl.interleave(r0, r2), tl.interleave(r1, r3))
 
 
@@ -128,8 +135,8 @@ def _block_kernel(
     temperature = tl.load(temperature_ptr + row)
     score = logits
     if temperature > 0:
-        bits = token_bits(tl.load(seed_ptr + row), tl.load(position_ptr + row), block * BLOCK, BLOCK)
-        u = ((bits >> 9).to(tl.float32) + 0.5) * (1.0 / 8388608)
+        words = block_words(tl.load(seed_ptr + row), tl.load(position_ptr + row), block * BLOCK, BLOCK)
+        u = ((words >> 9).to(tl.float32) + 0.5) * (1.0 / 8388608)
         noise = -tl.log(-tl.log(u))
         score = tl.div_rn(logits, tl.zeros_like(logits) + temperature) + noise
         score = tl.where(logits >= tl.load(lowest_ptr + row), score, -float("inf"))

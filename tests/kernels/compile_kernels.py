@@ -1,0 +1,106 @@
+"""Compile every kernel for a GPU that need not be there: `python compile_kernels.py cuda:80 hip:gfx942 ...`.
+
+The launchers of the package are called on CPU tensors while Triton's driver is replaced by one that names
+the target and each launch by a compilation, so what is compiled is what a user's launch would compile. One
+JSON object per kernel goes to stdout: target, launch, kernel, shared (bytes) or error.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from lite_llama.kernels import flash_attention1, flash_attention2, flash_decoding, operators
+from lite_llama.kernels._triton import Target
+
+TARGETS = {
+    "cuda:80": (GPUTarget("cuda", 80, 32), Target(hip=False, warp_size=32, processors=108)),
+    "cuda:86": (GPUTarget("cuda", 86, 32), Target(hip=False, warp_size=32, processors=82)),
+    "cuda:90": (GPUTarget("cuda", 90, 32), Target(hip=False, warp_size=32, processors=132)),
+    "hip:gfx90a": (GPUTarget("hip", "gfx90a", 64), Target(hip=True, warp_size=64, processors=104)),
+    "hip:gfx942": (GPUTarget("hip", "gfx942", 64), Target(hip=True, warp_size=64, processors=304)),
+    "hip:gfx1100": (GPUTarget("hip", "gfx1100", 32), Target(hip=True, warp_size=32, processors=48)),
+}
+
+
+class AbsentDriver:
+    """As much of a Triton driver as compiling asks for; each target is one device of it."""
+
+    def __init__(self, device: int, target: GPUTarget) -> None:
+        self.device, self.target = device, target
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+
+def launches() -> Iterator[tuple[str, Callable[[], object]]]:
+    """(description, call) for the variants that the launchers can choose, the largest tiles included."""
+    half, wide, full = torch.float16, torch.bfloat16, torch.float32
+    ops = operators.triton_operators()
+    for dtype in (half, wide, full):
+        x, weight = torch.empty(4, 9728, dtype=dtype), torch.empty(9728, dtype=dtype)
+        yield f"rmsnorm {dtype}", partial(ops.rmsnorm, x, weight, 1e-5)
+        yield f"skip_rmsnorm {dtype}", partial(ops.skip_rmsnorm, x, x, weight, 1e-5)
+        yield f"swiglu {dtype}", partial(ops.swiglu, x)
+        yield f"mul {dtype}", partial(ops.mul, x, x)
+        yield f"softmax {dtype}", partial(ops.softmax, x)
+    sampler = torch.empty(4, 151936), torch.zeros(4), torch.zeros(4).int(), torch.ones(4), torch.zeros(4)
+    yield "sample", partial(ops.sample, *sampler, torch.zeros(4).long(), torch.zeros(4).long())
+    for heads, kv_heads, head_dim, dtype in (
+        (14, 2, 64, wide), (12, 12, 80, half), (24, 8, 96, full), (32, 8, 128, wide),
+        (8, 4, 256, wide), (8, 4, 256, full),
+    ):  # fmt: skip
+        q, k = torch.empty(4, heads, head_dim, dtype=dtype), torch.empty(4, kv_heads, head_dim, dtype=dtype)
+        cache = torch.empty(8, operators.PAGE_SIZE, kv_heads, head_dim, dtype=dtype)
+        angles, positions, weight = torch.empty(32, head_dim // 2), torch.arange(4), q[0, 0]
+        norm = (weight, weight) if head_dim >= 128 else ()
+        table, lengths, starts = torch.zeros(4, 8).int(), torch.ones(4).int(), torch.arange(5).int()
+        label = f"{heads}/{kv_heads} {head_dim} {dtype}"
+        yield f"rope {label}", partial(ops.rope, q, k, positions, angles, angles, *norm)
+        yield f"kv_write {label}", partial(ops.kv_write, k, k, cache, cache, positions)
+        for name in ("flash1", "flash2"):
+            prefill = operators.triton_operators(name).prefill_attention
+            yield f"{name} {label}", partial(prefill, q, cache, cache, table, starts, lengths, 1, 0.1)
+        yield f"decode {label}", partial(ops.decode_attention, q, cache, cache, table, lengths, 0.1)
+
+
+def main() -> None:
+    current = {"target": "", "launch": ""}
+
+    def compile_instead(kernel: JITFunction, grid: tuple[int, ...]) -> Callable[..., object]:
+        def launch(*args: object, **kwargs: object) -> None:
+            compiled: Any = kernel.run(*args, grid=grid, warmup=True, **kwargs)
+            name = f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}"
+            print(json.dumps(current | {"kernel": name, "shared": compiled.metadata.shared}), flush=True)
+
+        return launch
+
+    JITFunction.__getitem__ = compile_instead  # pyright: ignore[reportAttributeAccessIssue]
+    for index, name in enumerate(sys.argv[1:]):
+        gpu, target = TARGETS[name]
+        driver.set_active(AbsentDriver(index, gpu))  # pyright: ignore[reportArgumentType]
+        modules: list[Any] = [flash_attention1, flash_attention2, flash_decoding]
+        for module in modules:
+            module.target = lambda device, target=target: target
+        for description, call in launches():
+            current.update(target=name, launch=description)
+            try:
+                call()
+            except Exception as error:  # reported, so that one failure does not hide the others
+                print(json.dumps(current | {"error": f"{type(error).__name__}: {error}"[:2000]}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Runs one test body on every column of operators: PyTorch on the CPU, Triton interpreted, Triton on a GPU.
+
+The interpreter is chosen when Triton is imported, by TRITON_INTERPRET in tests/conftest.py; one process runs
+kernels either interpreted or compiled.
+"""
+
+import itertools
+import os
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from lite_llama.kernels.operators import Operators, reference_operators, triton_operators
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+# (query heads, key/value heads, head dim). The interpreter takes some 20 ms for each step of each program,
+# so it gets few heads, and half precision only once; a GPU has the time for every combination.
+SHAPES = [(14, 2, 64), (9, 3, 80), (24, 8, 96), (2, 2, 128), (3, 1, 256)]
+HALF_SHAPES = [(9, 3, 80)]
+GPU_SHAPES = [
+    (*heads, head_dim)
+    for heads in ((14, 2), (9, 3), (24, 8), (32, 8), (12, 12))
+    for head_dim in (64, 80, 96, 128, 256)
+]
+
+
+@dataclass
+class Column:
+    """One column of operators on one device in one dtype, with inputs and comparisons to match."""
+
+    ops: Operators
+    device: torch.device
+    dtype: torch.dtype
+    generator: torch.Generator
+
+    def randn(self, *shape: int) -> Tensor:
+        """Normal noise, made on the CPU: the same for every device and dtype, but for rounding."""
+        noise = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        return noise.to(self.dtype).to(self.device)
+
+    def randint(self, low: int, high: int, *shape: int) -> Tensor:
+        """int64 in [low, high)."""
+        return torch.randint(low, high, shape, generator=self.generator).to(self.device)
+
+    def permutation(self, size: int) -> Tensor:
+        return torch.randperm(size, generator=self.generator).to(self.device)
+
+    def check(self, actual: Tensor, exact: Tensor) -> None:
+        """`actual` is as near to `exact` (fp64, CPU) as its dtype lets it: per row, in the L2 norm.
+
+        Half precision rounds a few times on the way; fp32 results gather the error of long sums and of a
+        GPU's fast exponentials.
+        """
+        assert actual.dtype == self.dtype
+        assert actual.shape == exact.shape
+        tolerance = torch.finfo(self.dtype).eps * (32 if self.dtype == torch.float32 else 2)
+        error = (actual.cpu().double() - exact).norm(dim=-1)
+        allowed = tolerance * exact.norm(dim=-1)
+        wrong = (~(error <= allowed)).nonzero().tolist()  # written so that NaN is wrong
+        if wrong:
+            row = tuple(wrong[0])
+            pytest.fail(
+                f"{len(wrong)} of {error.numel()} rows are wrong; row {row}: error {error[row]:.3e}, "
+                f"allowed {allowed[row]:.3e}\nactual {actual[row].cpu()}\nexact  {exact[row]}"
+            )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`column` runs over the columns; with it `prefill` over prefill kernels, `shape` over heads and dims."""
+    if "column" not in metafunc.fixturenames:
+        return
+    prefill, shape = "prefill" in metafunc.fixturenames, "shape" in metafunc.fixturenames
+    cases = []
+    for where, dtype in itertools.product(("cpu", "interpreter", "gpu"), DTYPES):
+        if where == "interpreter" and dtype == "bf16":  # its tl.dot gets bf16 wrong
+            continue
+        if dtype != "fp32" and "fp32" in metafunc.fixturenames:
+            continue
+        shapes = GPU_SHAPES if where == "gpu" else SHAPES
+        if where == "interpreter" and dtype == "fp16":
+            shapes = HALF_SHAPES
+        for kernel in ("flash2", "flash1") if prefill and where != "cpu" else ("flash2",):
+            for heads in shapes if shape else (None,):
+                values = [(where, dtype, kernel)] + [kernel] * prefill + [heads] * shape
+                name = (
+                    [where, dtype] + [kernel] * (prefill and where != "cpu") + [str(n) for n in heads or ()]
+                )
+                marks = pytest.mark.gpu if where == "gpu" else ()
+                cases.append(pytest.param(*values, id="-".join(name), marks=marks))
+    names = ["column"] + ["prefill"] * prefill + ["shape"] * shape
+    metafunc.parametrize(names, cases, indirect=["column"])
+
+
+@pytest.fixture
+def column(request: pytest.FixtureRequest, generator: torch.Generator) -> Column:
+    where, dtype, prefill = request.param
+    if where == "interpreter" and not INTERPRETED:
+        pytest.skip("this process compiles kernels for its GPU")
+    if where == "gpu" and (INTERPRETED or not torch.cuda.is_available()):
+        pytest.skip("no GPU, or TRITON_INTERPRET is set")
+    ops = reference_operators() if where == "cpu" else triton_operators(prefill)
+    return Column(ops, torch.device("cuda" if where == "gpu" else "cpu"), DTYPES[dtype], generator)
+
+
+@pytest.fixture
+def fp32(column: Column) -> Column:
+    """The columns in fp32 alone, for what has no other dtype."""
+    return column
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """Fresh random numbers; KERNEL_TEST_SEED repeats those of a failure, whose report shows the seed."""
+    seed = int(os.environ.get("KERNEL_TEST_SEED") or int.from_bytes(os.urandom(4)))
+    print(f"KERNEL_TEST_SEED={seed}")
+    return torch.Generator().manual_seed(seed)
