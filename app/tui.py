@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual import work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.keys import Keys
 from textual.screen import Screen
 
 from ..models.checkpoint import list_checkpoints
@@ -36,11 +38,25 @@ log = logging.getLogger(__name__)
 
 def run(paths: Paths, model: str | None = None) -> int:
     """Open the app until the user quits; returns the exit code. `model` names the model to load."""
+    recognise_alt_enter()
     app = LiteLlamaApp(paths, model)
     app.run()
     if app.controller.engine is not None:
         app.controller.engine.close()
     return app.return_code or 0
+
+
+def recognise_alt_enter() -> None:
+    """Have Alt+Enter start a new line on terminals without the kitty keyboard protocol too.
+
+    They send it as escape and return, which Textual 8.2 does not know and takes for Enter: the message would
+    be sent. A later Textual may know it, or keep its table elsewhere; then nothing is to be done here.
+    """
+    with contextlib.suppress(ImportError, TypeError):
+        from textual import _ansi_sequences
+
+        table = cast("dict[str, Any]", _ansi_sequences.ANSI_SEQUENCES_KEYS)
+        table.setdefault("\x1b\r", (Keys.ControlJ,))
 
 
 def create_engine() -> EngineThread:
@@ -164,8 +180,8 @@ class LiteLlamaApp(App[None]):
         except Exception:
             log.exception("the engine did not start")
             await self._told(Told(INTERNAL_ERROR, "error"))
-            return
-        await self.push_screen_wait(WizardScreen(self.paths, engine, self.settings, first_run))
+        else:
+            await self.push_screen_wait(WizardScreen(self.paths, engine, self.settings, first_run))
         await self.controller.model_changed()
 
     # Dialogs

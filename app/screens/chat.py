@@ -49,6 +49,7 @@ class ChatScreen(Screen[None]):
     def __init__(self, controller: Controller) -> None:
         super().__init__()
         self.controller = controller
+        self._without_model = False  # told so; at the start it is only not known yet
         self._header = Header()
         self._transcript = Transcript(id="transcript")
         self._prompt = PromptInput()
@@ -106,25 +107,30 @@ class ChatScreen(Screen[None]):
                 self._meter_label.show(used, limit)
                 self._meter.show(used, limit)
             case ModelLoading(name, done, total, text):
+                self._without_model = False
                 self._header.show_model(None)
                 self._telemetry.show_loading(name, text, done, total)
             case ModelReady(info):
+                self._without_model = False
                 self._header.show_model(info)
                 if not self.controller.replying:
                     self._show_idle()
             case ModelFailed() | ModelGone():
+                self._without_model = True
                 self._header.show_model(None)
                 self._show_idle()
 
     def _show_idle(self) -> None:
         """Nothing goes on: the last reply's figures, or what the user can do."""
         reply = self.controller.last_reply
-        if self.controller.model is None and not self.controller.loading:
-            self._telemetry.show("No model is loaded  ·  F3 to choose one", "$text-warning")
+        if self._without_model:
+            self._telemetry.show("No model is loaded · F3 to choose one", "$text-warning")
         elif reply is not None and reply.figures is not None:
             self._telemetry.show_usage(reply.figures)
         elif self.controller.model is not None:
             self._telemetry.show("Ready")
+        elif not self.controller.loading:
+            self._telemetry.show("Starting")
 
     # What the user does
 
@@ -149,7 +155,7 @@ class ChatScreen(Screen[None]):
                 "The last reply is still being written: wait, or stop it with Esc.", severity="warning"
             )
         else:
-            event.prompt.sent()
+            event.prompt.sent(event.text)
             await self.controller.send(event.text)
 
     def _notify_images(self) -> None:
@@ -171,8 +177,8 @@ class ChatScreen(Screen[None]):
     async def action_new_conversation(self) -> None:
         await self.controller.new_conversation()
 
-    async def action_show_all_turns(self) -> None:
-        await self._transcript.show(self.controller.conversation.turns, all_turns=True)
+    async def action_show_earlier(self) -> None:
+        await self._transcript.show_earlier()
 
     def action_scroll_transcript(self, where: str) -> None:
         transcript = self._transcript

@@ -6,11 +6,11 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
 from textual import on
-from textual.widgets import Markdown
-from textual.widgets.markdown import MarkdownFence, MarkdownStream
+from textual.app import ComposeResult
+from textual.widgets import Label, Markdown
+from textual.widgets.markdown import MarkdownBlock, MarkdownFence, MarkdownStream
 
-PLAIN_ABOVE = 2000
-"""Characters from which a code block stays without colours until it is complete."""
+PAGE_LINES = 40
 _OPENED = ("http://", "https://", "mailto:")
 
 
@@ -33,13 +33,38 @@ def _keep_newlines(state: StateCore) -> None:
 
 
 class ReplyFence(MarkdownFence):
-    """A code block. A long one that is still open is not highlighted: to do so anew with each line that is
-    added would take longer than the model takes to write it."""
+    """A code block whose finished part is left alone while it is still being written.
+
+    To colour and lay out all of it anew for each line that is added would take longer than the model takes
+    to write the line. So while the block is open, each PAGE_LINES lines become a label of their own, and only
+    the label with the lines after them changes. Once it is closed it is one label again.
+    """
 
     def __init__(self, markdown: Markdown, token: Token, code: str) -> None:
-        if len(code) > PLAIN_ABOVE and _is_open(token):
-            token = token.copy(info="text")
-        super().__init__(markdown, token, code)
+        lines = code.split("\n")
+        done = (len(lines) - 1) // PAGE_LINES * PAGE_LINES if _is_open(token) else 0
+        self._pages = ["\n".join(lines[start : start + PAGE_LINES]) for start in range(0, done, PAGE_LINES)]
+        super().__init__(markdown, token, "\n".join(lines[done:]))
+
+    def compose(self) -> ComposeResult:
+        yield from self._labels(self._pages)
+        yield from super().compose()
+
+    def _labels(self, pages: list[str]) -> list[Label]:
+        ansi, dark = self.app.native_ansi_color, self.app.current_theme.dark
+        return [
+            Label(self.highlight(page, self.lexer, ansi=ansi, dark=dark), classes="page") for page in pages
+        ]
+
+    async def _update_from_block(self, block: MarkdownBlock) -> None:
+        if isinstance(block, ReplyFence):
+            if block._pages:
+                new = self._labels(block._pages[len(self._pages) :])
+                await self.mount_all(new, before="#code-content")
+            else:
+                await self.query(".page").remove()
+            self._pages = block._pages
+        await super()._update_from_block(block)
 
 
 def _is_open(token: Token) -> bool:
@@ -47,7 +72,8 @@ def _is_open(token: Token) -> bool:
     if token.type != "fence" or token.map is None:
         return False
     first, end = token.map
-    return end - first < token.content.count("\n") + 2
+    lines = token.content.count("\n") + (token.content[-1:] not in ("", "\n"))
+    return end - first < lines + 2
 
 
 class ReplyMarkdown(Markdown):

@@ -13,15 +13,14 @@ from textual.widgets import TextArea
 from ..incoming import image_paths
 from ..text import inert
 
+# Many terminals cannot tell Shift+Enter from Enter, and on some Ctrl+J is Enter, hence three of them.
+NEW_LINE_KEYS = ("alt+enter", "shift+enter", "ctrl+j")
+
 
 class PromptInput(TextArea):
-    """Sends with Enter, starts a new line with Alt+Enter, Shift+Enter or Ctrl+J.
-
-    Many terminals cannot tell Shift+Enter from Enter, and on some Ctrl+J is Enter, hence three of them.
-    """
+    """Sends with Enter; NEW_LINE_KEYS start a new line."""
 
     BINDINGS: list[BindingType] = [  # noqa: RUF012 - declared so by Textual
-        Binding("alt+enter,shift+enter,ctrl+j", "new_line", "New line", show=False),
         Binding("pageup", "screen.scroll_transcript('page_up')", show=False),
         Binding("pagedown", "screen.scroll_transcript('page_down')", show=False),
         Binding("ctrl+home", "screen.scroll_transcript('home')", show=False),
@@ -61,18 +60,16 @@ class PromptInput(TextArea):
         self._recalled: int | None = None
 
     def _submit(self) -> None:
-        text = inert(self.text)
-        if text.strip():
+        text = inert(self.text).rstrip()
+        if text:
             self.post_message(self.Submitted(self, text))
 
-    def action_new_line(self) -> None:
-        self._put("\n")
-
-    def sent(self) -> None:
-        """What is in the input was accepted: empty it, and keep it for the up key."""
-        self._sent.append(self.text)
+    def sent(self, text: str) -> None:
+        """`text` was accepted: keep it for the up key, and in the input only what was typed since."""
+        self._sent.append(text)
         self._recalled = None
-        self.text = ""
+        rest = self.text.removeprefix(text) if self.text.startswith(text) else ""
+        self._show(rest if rest.strip() else "")
 
     def give_back(self, text: str) -> None:
         """Put text back that could not be sent, before what has been typed since."""
@@ -105,10 +102,15 @@ class PromptInput(TextArea):
         self.move_cursor(result.end_location)
 
     async def _on_key(self, event: events.Key) -> None:
+        # Here and not in bindings: those are looked up later, after keys that were typed fast have gone in.
+        if event.key != "enter" and event.key not in NEW_LINE_KEYS:
+            return
+        event.stop()
+        event.prevent_default()  # TextArea's own handler would start a new line on Enter
         if event.key == "enter":
-            event.stop()
-            event.prevent_default()  # TextArea's own handler would start a new line
             self._submit()
+        else:
+            self._put("\n")
 
     async def _on_paste(self, event: events.Paste) -> None:
         event.stop()

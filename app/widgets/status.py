@@ -115,7 +115,7 @@ class ContextLabel(Static):
     """Names the meter; where there is little room it only comes to warn."""
 
     def __init__(self) -> None:
-        super().__init__("context ", id="context-label", markup=False)
+        super().__init__(id="context-label", markup=False)
 
     def show(self, used: int, limit: int) -> None:
         full = used >= NEARLY_FULL * limit

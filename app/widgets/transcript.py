@@ -11,8 +11,8 @@ from textual.widgets import Static
 from ..database import Turn
 from .message import ReplyMessage, UserMessage
 
-SHOWN_TURNS = 60
-"""Of a long conversation only the end is shown at first: each turn is a handful of widgets."""
+SHOWN_TURNS = 20
+"""Of a long conversation only so many turns are shown at first, and more on demand: each is many widgets."""
 HINT = Content.assemble(
     ("Ask something to begin", "bold $foreground"),
     "\n\n",
@@ -31,21 +31,33 @@ class Transcript(VerticalScroll, can_focus=False):
     """Shows turns. A turn's widget is found by the turn's id."""
 
     def on_mount(self) -> None:
+        self._earlier: list[Turn] = []
         self.anchor()
 
-    async def show(self, turns: Sequence[Turn], *, all_turns: bool = False) -> None:
-        """Replace what is shown by another conversation."""
-        shown = turns if all_turns else turns[-SHOWN_TURNS:]
-        widgets: list[Static | ReplyMessage] = [_widget(turn) for turn in shown]
-        if not turns:
-            widgets = [Static(HINT, id="hint")]
-        elif len(shown) < len(turns):
-            text = f"[@click=screen.show_all_turns]Show the {len(turns) - len(shown):,} turns before[/]"
-            widgets.insert(0, Static(Content.from_markup(text), id="earlier"))
+    async def show(self, turns: Sequence[Turn]) -> None:
+        """Replace what is shown by the end of another conversation."""
+        self._earlier = list(turns[:-SHOWN_TURNS])
+        widgets = [_widget(turn) for turn in turns[-SHOWN_TURNS:]]
         with self.app.batch_update():
             await self.remove_children()
-            await self.mount_all(widgets)
+            await self.mount_all(widgets or [Static(HINT, id="hint")])
+            await self._offer_earlier()
         self.anchor()
+
+    async def show_earlier(self) -> None:
+        """Show turns before those that are shown; what is in view stays there."""
+        turns, self._earlier = self._earlier[-SHOWN_TURNS:], self._earlier[:-SHOWN_TURNS]
+        first = next(child for child in self.children if isinstance(child, UserMessage | ReplyMessage))
+        with self.app.batch_update():
+            await self.mount_all([_widget(turn) for turn in turns], before=first)
+            await self._offer_earlier()
+        self.call_after_refresh(self.scroll_to_widget, first, top=True, animate=False)
+
+    async def _offer_earlier(self) -> None:
+        await self.query("#earlier").remove()
+        if self._earlier:
+            text = f"[@click=screen.show_earlier]Show earlier turns[/] ({len(self._earlier):,} more)"
+            await self.mount(Static(Content.from_markup(text), id="earlier"), before=0)
 
     async def add(self, turn: Turn) -> None:
         """A turn was added at the end: show it, wherever the user had scrolled to."""

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from textual import events
+from textual._xterm_parser import XTermParser
 from textual.widgets import Input, Static
 
 from lite_llama.app import controller as controller_module
@@ -23,10 +24,10 @@ from lite_llama.app.screens.settings import SettingsScreen
 from lite_llama.app.screens.wizard import WizardScreen
 from lite_llama.app.settings import SettingsStore
 from lite_llama.app.theme import DARK, LIGHT
-from lite_llama.app.tui import LiteLlamaApp
-from lite_llama.app.widgets.markdown import ReplyMarkdown
+from lite_llama.app.tui import LiteLlamaApp, recognise_alt_enter
+from lite_llama.app.widgets.markdown import PAGE_LINES, ReplyFence, ReplyMarkdown
 from lite_llama.app.widgets.message import ReplyMessage, UserMessage
-from lite_llama.app.widgets.prompt import PromptInput
+from lite_llama.app.widgets.prompt import NEW_LINE_KEYS, PromptInput
 from lite_llama.app.widgets.transcript import SHOWN_TURNS, Transcript
 
 
@@ -177,6 +178,22 @@ async def test_the_prompt_takes_several_lines(chat, engine):
         await c.until(lambda: c.shown() == ["a\nb\nc\nd\ne\nf", "Fine."])
 
 
+@pytest.mark.parametrize("sent", ["\x1b\r", "\x1b[13;3u", "\x1b[13;2u", "\n"])
+def test_new_line_keys_are_known_however_terminals_send_them(sent):
+    recognise_alt_enter()
+    keys = [event.key for event in XTermParser().feed(sent + "a") if isinstance(event, events.Key)]
+    assert keys[0] in NEW_LINE_KEYS
+    assert keys[1:] == ["a"]
+
+
+async def test_keys_that_come_fast_stay_in_order(chat):
+    async with chat() as c:
+        for key in ("a", "alt+enter", "b", "enter", "c"):
+            c.prompt.post_message(events.Key(key, key if len(key) == 1 else None))
+        await c.until(lambda: c.shown() == ["a\nb", "Fine."])
+        assert c.prompt.text == "c"
+
+
 async def test_up_brings_earlier_messages_back(chat):
     async with chat() as c:
         for text in ("first", "second\nline"):
@@ -244,17 +261,22 @@ async def test_a_streamed_reply_ends_as_if_it_had_been_there_at_once(chat, engin
         assert blocks(whole) == blocks(streamed)
 
 
-async def test_a_long_open_code_block_is_plain_until_it_closes(chat, engine):
-    code = "```python\n" + "value = 'text'\n" * 200
-    engine.reply(code, "```\n\nAfter", hold_after=1)
+async def test_the_finished_part_of_an_open_code_block_is_left_alone(chat, engine):
+    lines = [f"value = {number}" for number in range(3 * PAGE_LINES + 5)]
+    pieces = ["```python\n", *(line + "\n" for line in lines), "```\n\nAfter"]
+    engine.reply(*pieces, delay=0.002, hold_after=len(pieces) - 1)
     async with chat() as c:
+
+        def labels():
+            return [str(label.render()) for label in c.app.screen.query(f"{ReplyFence.__name__} Label")]
+
         await c.send("Code")
-        await c.until(lambda: c.app.screen.query("MarkdownFence"))
-        await c.until(lambda: len(c.app.screen.query_one("MarkdownFence").code) > 2000)
-        assert c.app.screen.query_one("MarkdownFence").lexer == "text"
+        await c.until(lambda: "\n".join(labels()) == "\n".join(lines))
+        pages = [lines[start : start + PAGE_LINES] for start in range(0, len(lines), PAGE_LINES)]
+        assert labels() == ["\n".join(page) for page in pages]
         engine.release()
         await c.replied()
-        assert c.app.screen.query_one("MarkdownFence").lexer == "python"
+        assert labels() == ["\n".join(lines)]
 
 
 async def test_the_transcript_follows_until_the_user_scrolls_away(chat, engine):
@@ -439,9 +461,11 @@ async def test_a_long_conversation_shows_its_end_first(chat, paths):
         await c.app.controller.open_conversation(saved.id)
         await c.until(lambda: len(c.shown()) == SHOWN_TURNS)
         assert c.shown()[-1] == f"assistant {SHOWN_TURNS - 1}"
-        assert c.text_of("#earlier") == f"Show the {SHOWN_TURNS} turns before"
-        await c.app.screen.run_action("show_all_turns")
+        assert c.text_of("#earlier") == f"Show earlier turns ({SHOWN_TURNS} more)"
+        await c.app.screen.run_action("show_earlier")
         await c.until(lambda: len(c.shown()) == 2 * SHOWN_TURNS)
+        assert c.shown()[0] == "user 0"
+        assert not c.app.screen.query("#earlier")
 
 
 async def test_after_a_crash_the_partial_reply_is_there(chat, engine, paths):
