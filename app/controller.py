@@ -106,6 +106,9 @@ class ModelLoading:
 
 @dataclass(frozen=True)
 class ModelReady:
+    """`name` is that of the model's directory; `info.name` is what the model was called when converted."""
+
+    name: str
     info: ModelInfo
 
 
@@ -209,7 +212,11 @@ class Controller:
         self._reply: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._request_id: int | None = None
+        self.model_name: str | None = None
+        """The directory of the model that was loaded last."""
         self._load: asyncio.Task[None] | None = None
+        self._settled = asyncio.Event()
+        """Set while it is known which model there is, if any: neither at the start nor during a load."""
         self._count: asyncio.Task[None] | None = None
         self._draft = ""
         self._saving_failed = False
@@ -228,7 +235,8 @@ class Controller:
 
     @property
     def loading(self) -> bool:
-        return self._load is not None and not self._load.done()
+        """A model is being loaded, or the app has yet to find out which."""
+        return not self._settled.is_set()
 
     @property
     def last_reply(self) -> Turn | None:
@@ -284,11 +292,12 @@ class Controller:
 
     async def load_model(self, name: str) -> None:
         """Load a converted model; returns at once, ModelReady or ModelFailed tells the outcome."""
-        await self.cancel()
-        if self._load is not None and self.loading:
+        await self.free_engine()
+        if self._load is not None and not self._load.done():
             self._load.cancel()
             if self.engine:
                 self.engine.cancel_load()
+        self._settled.clear()
         self._load = asyncio.create_task(self._load_model(name))
 
     async def _load_model(self, name: str) -> None:
@@ -305,19 +314,28 @@ class Controller:
                     case LoadProgress(done, total, text):
                         await self._tell(ModelLoading(name, done, total, text))
                     case Loaded():
-                        await self.model_changed()
+                        await self.model_changed(name)
                     case LoadFailed(message):
+                        self._settled.set()
                         await self._tell(ModelFailed(name, message))
         except Exception:
             log.exception("loading %s failed", name)
+            self._settled.set()
             await self._tell(ModelFailed(name, INTERNAL_ERROR))
 
-    async def model_changed(self) -> None:
-        """Tell which model the engine has now, be it loaded here or by the wizard."""
-        if self.model is None:
+    async def free_engine(self) -> None:
+        """Stop the reply that the engine is writing; one that waits for a model goes on waiting."""
+        if self._request_id is not None:
+            await self.cancel()
+
+    async def model_changed(self, name: str | None) -> None:
+        """The engine has the model `name` now, loaded here or by the wizard; None: that of before, if any."""
+        self.model_name = name or self.model_name
+        self._settled.set()
+        if self.model is None or self.model_name is None:
             await self._tell(ModelGone())
         else:
-            await self._tell(ModelReady(self.model))
+            await self._tell(ModelReady(self.model_name, self.model))
             self._count_soon()
 
     # Settings and draft
@@ -467,10 +485,11 @@ class Controller:
 
     async def _model_loaded(self) -> None:
         """Wait until no model is loading, or the reply is stopped."""
-        if self._load is not None and not self._load.done():
-            stopped = asyncio.create_task(self._stop.wait())
-            await asyncio.wait({self._load, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            stopped.cancel()
+        if self.loading:
+            waits = {asyncio.create_task(event.wait()) for event in (self._settled, self._stop)}
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
 
     async def _follow(self, inbox: Inbox, conversation: Conversation, reply: Turn) -> None:
         """Take the engine's events until the reply ends. Raises _Refused when it does not even begin."""

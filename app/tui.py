@@ -151,8 +151,8 @@ class LiteLlamaApp(App[None]):
             case ModelFailed(_, message):
                 self.notify(message, title="The model was not loaded", severity="error", markup=False)
                 self.action_models()
-            case ModelReady(info) if info.name != self.settings.model:
-                await self._use_settings(self.settings.model_copy(update={"model": info.name}))
+            case ModelReady(name) if name != self.settings.model:
+                await self._use_settings(self.settings.model_copy(update={"model": name}))
         await self._chat.handle(event)
 
     # Models
@@ -162,8 +162,8 @@ class LiteLlamaApp(App[None]):
         from .screens.models import ModelScreen
 
         while True:
-            info = self.controller.model
-            choice = await self.push_screen_wait(ModelScreen(self.paths, info.name if info else None))
+            loaded = self.controller.model_name if self.controller.model else None
+            choice = await self.push_screen_wait(ModelScreen(self.paths, loaded))
             if choice is None or choice.action != "removed":
                 break
         if choice is not None and choice.action == "add":
@@ -174,15 +174,16 @@ class LiteLlamaApp(App[None]):
     async def _add_model(self, *, first_run: bool) -> None:
         from .screens.wizard import WizardScreen
 
-        await self.controller.cancel()  # the wizard loads its model in the same engine
+        await self.controller.free_engine()  # the wizard loads its model in it
+        name = None
         try:
             engine = await self.controller.start_engine()
         except Exception:
             log.exception("the engine did not start")
             await self._told(Told(INTERNAL_ERROR, "error"))
         else:
-            await self.push_screen_wait(WizardScreen(self.paths, engine, self.settings, first_run))
-        await self.controller.model_changed()
+            name = await self.push_screen_wait(WizardScreen(self.paths, engine, self.settings, first_run))
+        await self.controller.model_changed(name)
 
     # Dialogs
 

@@ -110,7 +110,7 @@ class ChatScreen(Screen[None]):
                 self._without_model = False
                 self._header.show_model(None)
                 self._telemetry.show_loading(name, text, done, total)
-            case ModelReady(info):
+            case ModelReady(_, info):
                 self._without_model = False
                 self._header.show_model(info)
                 if not self.controller.replying:

@@ -13,6 +13,7 @@ from lite_llama.app.controller import (
     Controller,
     ConversationShown,
     ModelFailed,
+    ModelGone,
     ModelLoading,
     ModelReady,
     PromptReturned,
@@ -86,6 +87,7 @@ async def desk(make_desk, engine, database):
     engine.use("tiny")
     await made.controller.start_engine()
     await made.controller.start(database)
+    await made.controller.model_changed("tiny")
     return made
 
 
@@ -226,6 +228,7 @@ async def test_the_request_holds_the_history_and_the_settings(make_desk, engine,
     desk = make_desk(system_prompt="Be brief.", temperature=0.1, max_gen_len=5)
     await desk.controller.start_engine()
     await desk.controller.start(database)
+    await desk.controller.model_changed("tiny")
     engine.reply("1")
     await desk.controller.send("a")
     await desk.replied()
@@ -312,6 +315,8 @@ async def test_sending_while_a_reply_is_written_gives_the_text_back(desk, engine
 async def test_without_a_model_nothing_is_sent(make_desk, engine):
     desk = make_desk()
     await desk.controller.start_engine()
+    await desk.controller.model_changed(None)
+    assert desk.of(ModelGone)
     await desk.controller.send("Hi")
     assert desk.of(PromptReturned) == [PromptReturned("Hi")]
     assert desk.of(Told)
@@ -331,7 +336,7 @@ async def test_loading_tells_progress_and_a_waiting_prompt_is_answered(make_desk
     engine.load_hold.set()
     await desk.replied()
     assert desk.turns[-1] == ("assistant", "Fine.", "complete")
-    assert desk.of(ModelReady)[0].info.name == "tiny"
+    assert desk.of(ModelReady)[0].name == desk.of(ModelReady)[0].info.name == "tiny"
     options = engine.loads[0]
     assert (options.path, options.device, options.dtype) == (path, "cpu", "float32")
 
