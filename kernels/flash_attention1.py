@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import paging
 from ._triton import Target, target, tl, triton
-from .flash_attention2 import reference
+from .flash_attention2 import padded, reference
 
 __all__ = ["reference", "triton_flash_attention1"]
 
@@ -20,15 +20,14 @@ __all__ = ["reference", "triton_flash_attention1"]
 def _kernel(
     q_ptr, k_cache_ptr, v_cache_ptr, page_table_ptr, query_start_ptr, context_lens_ptr,
     out_ptr, row_max_ptr, row_sum_ptr,
-    scale, q_stride_token, q_stride_head, table_stride, row_size,
-    Q_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    scale, q_stride_token, q_stride_head, table_stride, row_size, q_heads, group,
+    HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program (head, sequence): all the query rows of one head over the whole context.
 
     q [T, Hq, D] with token and head strides; caches [slots, Hk, D], contiguous, row_size = Hk * D;
     page_table [B, table_stride]; out [T, Hq, D] fp32 starts as zeros; row_max (from -inf) and row_sum
-    (from 0) are [T, Hq] fp32, all contiguous. GROUP = Hq / Hk.
+    (from 0) are [T, Hq] fp32, all contiguous. group = Hq / Hk.
     """
     head, sequence = tl.program_id(0), tl.program_id(1)
     first_row = tl.load(query_start_ptr + sequence)
@@ -37,8 +36,8 @@ def _kernel(
     prefix = context - queries
     dim = tl.arange(0, DIM_PAD)
     in_head = (dim < HEAD_DIM)[None, :]
-    k_ptr = k_cache_ptr + head // GROUP * HEAD_DIM
-    v_ptr = v_cache_ptr + head // GROUP * HEAD_DIM
+    k_ptr = k_cache_ptr + head // group * HEAD_DIM
+    v_ptr = v_cache_ptr + head // group * HEAD_DIM
     for start_n in range(0, context, BLOCK_N):
         position = start_n + tl.arange(0, BLOCK_N)
         valid = position < context
@@ -52,7 +51,7 @@ def _kernel(
             in_rows = row < queries
             inside = in_rows[:, None] & in_head
             token = (first_row + row).to(tl.int64)
-            statistic = token * Q_HEADS + head
+            statistic = token * q_heads + head
             output = out_ptr + statistic[:, None] * HEAD_DIM + dim[None, :]
             q_offsets = token[:, None] * q_stride_token + head * q_stride_head + dim[None, :]
             q = tl.load(q_ptr + q_offsets, inside, other=0.0)
@@ -103,8 +102,7 @@ def triton_flash_attention1(
     _kernel[(q_heads, context_lens.shape[0])](
         q, k_cache, v_cache, page_table, query_start, context_lens, out, row_max, row_sum,
         scale * math.log2(math.e), q.stride(0), q.stride(1), page_table.stride(0), kv_heads * head_dim,
-        Q_HEADS=q_heads, GROUP=q_heads // kv_heads,
-        HEAD_DIM=head_dim, DIM_PAD=triton.next_power_of_2(head_dim),
+        q_heads, q_heads // kv_heads, HEAD_DIM=head_dim, DIM_PAD=padded(head_dim),
         **tile(head_dim, q.dtype, target(q.device)),
     )  # fmt: skip
     return out.to(q.dtype)

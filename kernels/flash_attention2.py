@@ -84,14 +84,13 @@ def attend_block(
 @triton.jit
 def _kernel(
     q_ptr, k_cache_ptr, v_cache_ptr, page_table_ptr, query_start_ptr, context_lens_ptr, out_ptr,
-    scale, q_stride_token, q_stride_head, table_stride, row_size,
-    Q_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    scale, q_stride_token, q_stride_head, table_stride, row_size, q_heads, group,
+    HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program (block, head, sequence): BLOCK_M query rows of one head over all the keys they see.
 
     q [T, Hq, D] with token and head strides; caches [slots, Hk, D], contiguous, row_size = Hk * D;
-    page_table [B, table_stride]; out [T, Hq, D], contiguous. GROUP = Hq / Hk.
+    page_table [B, table_stride]; out [T, Hq, D], contiguous. group = Hq / Hk.
     """
     block, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first_row = tl.load(query_start_ptr + sequence)
@@ -108,8 +107,8 @@ def _kernel(
     q = tl.load(
         q_ptr + token[:, None] * q_stride_token + head * q_stride_head + dim[None, :], inside, other=0.0
     )
-    k_ptr = k_cache_ptr + head // GROUP * HEAD_DIM
-    v_ptr = v_cache_ptr + head // GROUP * HEAD_DIM
+    k_ptr = k_cache_ptr + head // group * HEAD_DIM
+    v_ptr = v_cache_ptr + head // group * HEAD_DIM
     table_ptr = page_table_ptr + sequence * table_stride
     acc = tl.zeros((BLOCK_M, DIM_PAD), tl.float32)
     row_sum = tl.zeros((BLOCK_M,), tl.float32)
@@ -127,7 +126,12 @@ def _kernel(
             HEAD_DIM, DIM_PAD, BLOCK_N, True,
         )  # fmt: skip
     out = (acc / row_sum[:, None]).to(q.dtype)
-    tl.store(out_ptr + (token[:, None] * Q_HEADS + head) * HEAD_DIM + dim[None, :], out, inside)
+    tl.store(out_ptr + (token[:, None] * q_heads + head) * HEAD_DIM + dim[None, :], out, inside)
+
+
+def padded(extent: int) -> int:
+    """The extent of a tile that holds `extent` rows or columns: a power of two, and 16 is tl.dot's least."""
+    return max(16, triton.next_power_of_2(extent))
 
 
 def tile(head_dim: int, dtype: torch.dtype, target: Target) -> dict[str, int]:
@@ -172,7 +176,6 @@ def triton_flash_attention2(
     _kernel[grid](
         q, k_cache, v_cache, page_table, query_start, context_lens, out,
         scale * math.log2(math.e), q.stride(0), q.stride(1), page_table.stride(0), kv_heads * head_dim,
-        Q_HEADS=q_heads, GROUP=q_heads // kv_heads,
-        HEAD_DIM=head_dim, DIM_PAD=triton.next_power_of_2(head_dim), **options,
+        q_heads, q_heads // kv_heads, HEAD_DIM=head_dim, DIM_PAD=padded(head_dim), **options,
     )  # fmt: skip
     return out

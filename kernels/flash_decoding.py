@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import paging
 from ._triton import Target, target, tl, triton
-from .flash_attention2 import attend_block
+from .flash_attention2 import attend_block, padded
 
 
 def reference(
@@ -55,27 +55,27 @@ def reference(
 @triton.jit
 def _split_kernel(
     q_ptr, k_cache_ptr, v_cache_ptr, page_table_ptr, context_lens_ptr, partial_ptr, log_sum_ptr,
-    scale, q_stride_token, q_stride_head, table_stride, row_size,
-    Q_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr,
-    HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
+    scale, q_stride_token, q_stride_head, table_stride, row_size, q_heads, group,
+    GROUP_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One program (sequence, key/value head, split): the head's GROUP query heads over one share of the keys.
+    """One program (sequence, key/value head, split): the group's query heads over one share of the keys.
 
     q [B, Hq, D] with token and head strides; caches [slots, Hk, D], contiguous, row_size = Hk * D;
-    page_table [B, table_stride]; partial [B, Hq, SPLITS, D] gets the share's own attention output in fp32,
-    log_sum [B, Hq, SPLITS] the log2 of its sum of exponentials. Shares beyond the context stay unwritten.
+    page_table [B, table_stride]; partial [B, Hq, splits, D] gets the share's own attention output in fp32,
+    log_sum [B, Hq, splits] the log2 of its sum of exponentials. Shares beyond the context stay unwritten.
     """
     sequence, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     context = tl.load(context_lens_ptr + sequence)
-    share = _share(context, SPLITS, BLOCK_N)
+    splits = tl.num_programs(2)
+    share = _share(context, splits, BLOCK_N)
     begin = split * share
     if begin >= context:
         return
     end = tl.minimum(begin + share, context)
     member = tl.arange(0, GROUP_PAD)
-    head = kv_head * GROUP + member
+    head = kv_head * group + member
     dim = tl.arange(0, DIM_PAD)
-    inside = (member < GROUP)[:, None] & (dim < HEAD_DIM)[None, :]
+    inside = (member < group)[:, None] & (dim < HEAD_DIM)[None, :]
     q_ptr += sequence.to(tl.int64) * q_stride_token
     q = tl.load(q_ptr + head[:, None] * q_stride_head + dim[None, :], inside, other=0.0)
     q_position = tl.zeros((GROUP_PAD,), tl.int32) + context - 1
@@ -88,22 +88,21 @@ def _split_kernel(
             page_table_ptr + sequence * table_stride, start, context, q_position, scale, row_size,
             HEAD_DIM, DIM_PAD, BLOCK_N, True,
         )  # fmt: skip
-    result = (sequence * Q_HEADS + head) * SPLITS + split
+    result = (sequence * q_heads + head) * splits + split
     tl.store(partial_ptr + result[:, None] * HEAD_DIM + dim[None, :], acc / row_sum[:, None], inside)
-    tl.store(log_sum_ptr + result, row_max + tl.log2(row_sum), member < GROUP)
+    tl.store(log_sum_ptr + result, row_max + tl.log2(row_sum), member < group)
 
 
 @triton.jit
-def _share(context, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
+def _share(context, splits, BLOCK_N: tl.constexpr):
     """Tokens per split: an equal share of the context in whole blocks."""
-    return tl.cdiv(tl.cdiv(context, SPLITS), BLOCK_N) * BLOCK_N
+    return tl.cdiv(tl.cdiv(context, splits), BLOCK_N) * BLOCK_N
 
 
 @triton.jit
 def _combine_kernel(
     partial_ptr, log_sum_ptr, context_lens_ptr, out_ptr,
-    Q_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
-    SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program (sequence, query head): the mean of the splits' outputs, weighted by their sums.
 
@@ -114,7 +113,7 @@ def _combine_kernel(
     split = tl.arange(0, SPLITS)
     dim = tl.arange(0, DIM_PAD)
     written = split * _share(context, SPLITS, BLOCK_N) < context
-    row = sequence * Q_HEADS + head
+    row = sequence * tl.num_programs(1) + head
     log_sum = tl.load(log_sum_ptr + row * SPLITS + split, written, other=-float("inf"))
     # The first split is the only certain one, and an empty context has none: subtract 0 there.
     largest = tl.max(log_sum)
@@ -158,17 +157,16 @@ def triton_flash_decoding(
     where = target(q.device)
     options = tile(head_dim, q.dtype, where)
     splits = split_count(sequences, kv_heads, where)
-    group, dim_pad = q_heads // kv_heads, triton.next_power_of_2(head_dim)
+    group, dim_pad = q_heads // kv_heads, padded(head_dim)
     partial = q.new_empty((sequences, q_heads, splits, head_dim), dtype=torch.float32)
     log_sum = q.new_empty((sequences, q_heads, splits), dtype=torch.float32)
     _split_kernel[(sequences, kv_heads, splits)](
         q, k_cache, v_cache, page_table, context_lens, partial, log_sum,
         scale * math.log2(math.e), q.stride(0), q.stride(1), page_table.stride(0), kv_heads * head_dim,
-        Q_HEADS=q_heads, GROUP=group, GROUP_PAD=max(16, triton.next_power_of_2(group)),  # tl.dot's least
-        HEAD_DIM=head_dim, DIM_PAD=dim_pad, SPLITS=splits, **options,
+        q_heads, group, GROUP_PAD=padded(group), HEAD_DIM=head_dim, DIM_PAD=dim_pad, **options,
     )  # fmt: skip
     _combine_kernel[(sequences, q_heads)](
         partial, log_sum, context_lens, out,
-        Q_HEADS=q_heads, HEAD_DIM=head_dim, DIM_PAD=dim_pad, SPLITS=splits, BLOCK_N=options["BLOCK_N"],
+        HEAD_DIM=head_dim, DIM_PAD=dim_pad, SPLITS=splits, BLOCK_N=options["BLOCK_N"],
     )  # fmt: skip
     return out

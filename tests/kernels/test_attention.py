@@ -50,10 +50,11 @@ def fill_cache(column, contexts: list[int], heads: int, head_dim: int) -> Cache:
 
 
 def exact_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """q [L, Hq, D]: the last rows of the sequence k, v [S, Hk, D]; head by head in fp64."""
-    q, k, v = q.cpu().double(), k.cpu().double(), v.cpu().double()
+    """q [L, Hq, D]: the last rows of the sequence k, v [S, Hk, D]; head by head in fp64, on their device."""
+    q, k, v = q.double(), k.double(), v.double()
     out = torch.zeros_like(q)
-    future = torch.arange(len(k))[None, :] > torch.arange(len(k) - len(q), len(k))[:, None]
+    position = torch.arange(len(k), device=q.device)
+    future = position[None, :] > position[len(k) - len(q) :, None]
     for head in range(q.shape[1]):
         kv_head = head * k.shape[1] // q.shape[1]
         scores = (q[:, head] @ k[:, kv_head].T * scale).masked_fill(future, -torch.inf)
@@ -102,7 +103,7 @@ def test_decode(column, shape, contexts):
     out = column.ops.decode_attention(
         q, cache.k_cache, cache.v_cache, cache.page_table, cache.context_lens, head_dim**-0.5
     )
-    exact = torch.zeros(q.shape, dtype=torch.float64)
+    exact = torch.zeros_like(q, dtype=torch.float64)
     for sequence, context in enumerate(contexts):
         if context:
             row = slice(sequence, sequence + 1)
@@ -121,8 +122,8 @@ def test_large_scores_do_not_overflow(column, prefill):
     decoded = column.ops.decode_attention(q[-1:], *paged, cache.context_lens, 0.125)
     exact = exact_attention(q, cache.k[0] * 20, cache.v[0], 0.125)
     # The weights are nearly one-hot; rounded scores may move a near tie, so compare loosely.
-    assert (prefilled.cpu() - exact).abs().max() < 0.05
-    assert (decoded.cpu() - exact[-1:]).abs().max() < 0.05
+    assert (prefilled - exact).abs().max() < 0.05
+    assert (decoded - exact[-1:]).abs().max() < 0.05
 
 
 def test_repeats_bit_for_bit(column, prefill):
