@@ -45,7 +45,7 @@ def bench_decode(
 
     from ..engine.engine import Engine
 
-    engine = Engine(checkpoint, device=device, dtype=dtype, max_context=prompt_tokens + new_tokens)
+    engine = Engine(checkpoint, device=device, dtype=dtype)
     engine.tokenizer.eos_ids = frozenset()
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, checkpoint.config.vocab_size, (batch, prompt_tokens), generator=generator)

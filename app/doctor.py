@@ -15,10 +15,10 @@ from typing import Any
 from .. import __version__
 from ..models.checkpoint import Checkpoint
 from ..models.errors import UserError
+from ..models.units import format_bytes, format_count
 from .library import NO_MODEL, Library, scan
 from .paths import HOME_VARIABLE, Paths
 from .settings import Settings, SettingsStore
-from .text import format_bytes, format_count
 
 _PACKAGES = ("torch", "triton", "transformers", "safetensors", "huggingface_hub", "gguf", "textual", "rich")
 NOT_INSTALLED = "not installed"

@@ -12,7 +12,8 @@ from rich.table import Column
 from rich.text import Text
 
 from ..converter.events import ConvertEvent, Done, Notice, Progress
-from .text import format_bytes, format_seconds, one_line
+from ..models.units import format_bytes
+from .text import format_seconds, one_line
 
 LINE_EVERY_S = 5.0
 _PHASES = {"download": "Downloading", "convert": "Converting", "finish": "Finishing"}

@@ -1,4 +1,4 @@
-"""Text for people: quantities in words, and foreign text made harmless for a terminal."""
+"""Text for people: durations in words, and foreign text made harmless for a terminal."""
 
 from __future__ import annotations
 
@@ -19,32 +19,9 @@ def one_line(text: str) -> str:
     return " ".join(inert(text).split())
 
 
-def format_bytes(count: float) -> str:
-    """Bytes in decimal units, as disks and downloads are sold: 269 MB, 2.5 GB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{_three_digits(count)} {unit}"
-        count /= 1000
-    return f"{_three_digits(count)} TB"
-
-
-def format_count(count: float) -> str:
-    """A number of parameters: 135M, 1.24B."""
-    for unit in ("", "K", "M"):
-        if count < 999.5:
-            return f"{_three_digits(count)}{unit}"
-        count /= 1000
-    return f"{_three_digits(count)}B"
-
-
 def format_seconds(seconds: float) -> str:
     """A duration: 0.8 s, 42 s, 3 min 20 s."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _three_digits(value: float) -> str:
-    """Three significant digits without an exponent or trailing zeros."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -18,9 +18,9 @@ from textual.widgets.option_list import Option
 from ...converter import remove
 from ...models.checkpoint import Checkpoint
 from ...models.errors import UserError
+from ...models.units import format_bytes, format_count
 from ..library import scan
 from ..paths import Paths
-from ..text import format_bytes, format_count
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from ...converter import Progress, SourceInfo
 from ...converter.names import check_name
 from ...engine.events import Usage
 from ...models.errors import UserError
+from ...models.units import format_bytes, format_count
 from ..settings import Settings, choices
-from ..text import format_bytes, format_count, format_seconds, one_line
+from ..text import format_seconds, one_line
 
 Kind = Literal["demo", "hub", "directory", "gguf"]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lite_llama.app.text import format_bytes, format_count, format_seconds, inert, one_line
+from lite_llama.app.text import format_seconds, inert, one_line
+from lite_llama.models.units import format_bytes, format_count
 
 
 @pytest.mark.parametrize(
