@@ -1,0 +1,90 @@
+"""Pictures of the chat, compared with the accepted ones; update with `pytest --snapshot-update` and look."""
+
+import asyncio
+
+import pytest
+
+from lite_llama.app.widgets.prompt import PromptInput
+
+REPLY = """\
+Llamas are **domesticated camelids**. Two facts:
+
+- They *hum* to one another
+- They carry about `25 kg`
+
+```python
+def count(herd: list[str]) -> int:
+    return sum(1 for animal in herd if animal == "llama")
+```
+
+| Name | Weight |
+|------|--------|
+| Ana  | 120 kg |
+"""
+QUESTION = "Tell me about llamas.\nWith code, please."
+DARK, LIGHT = "lite-llama-dark", "lite-llama-light"
+SMALL, LARGE = (80, 24), (160, 48)
+
+
+def play(engine, state):
+    """Queue the reply that leads to the state; returns what the telemetry line says once it is reached."""
+    pieces = [REPLY[i : i + 6] for i in range(0, len(REPLY), 6)]
+    if state == "streaming":
+        engine.reply(*pieces, hold_after=26)
+        return "20.0 tok/s · 26 tokens"
+    if state == "error":
+        engine.reply("Llamas are", error="The GPU ran out of memory: load a smaller model.")
+        return "Ready"
+    engine.reply(*pieces)
+    return f"{len(pieces)} tokens · 20.0 tok/s · first token 0.25 s"
+
+
+@pytest.mark.parametrize(
+    ("state", "size", "theme"),
+    [
+        ("empty", SMALL, DARK),
+        ("empty", LARGE, LIGHT),
+        ("streaming", SMALL, LIGHT),
+        ("streaming", LARGE, DARK),
+        ("finished", SMALL, DARK),
+        ("finished", LARGE, LIGHT),
+        ("error", SMALL, LIGHT),
+        ("error", LARGE, DARK),
+        ("help", SMALL, DARK),
+        ("conversations", SMALL, LIGHT),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{value[0]}x{value[1]}",
+)
+def test_chat_looks_as_accepted(
+    snap_compare, make_app, make_model, engine, until, state, size, theme, monkeypatch
+):
+    make_model("SmolLM2-135M-Instruct")
+    app = make_app(model="SmolLM2-135M-Instruct", settings=f'theme = "{theme}"\n')
+    app.animation_level = "none"
+    monkeypatch.setattr("time.localtime", lambda seconds: (2026, 1, 2, 3, 4, 5, 4, 2, 0))
+
+    async def come_there(pilot):
+        prompt = app.query_one(PromptInput)
+        prompt.cursor_blink = False
+
+        def says(text):
+            return lambda: str(app.query_one("#telemetry").render()) == text
+
+        await until(pilot, says("Ready"))
+        if state == "empty":
+            await asyncio.sleep(0.3)  # the context meter waits for the typing to pause
+            return
+        expected = play(engine, state)
+        prompt.text = QUESTION
+        await pilot.press("enter")
+        await until(pilot, says(expected))
+        if state != "streaming":
+            await until(pilot, lambda: not app.controller.replying)
+            used = engine.count_tokens(app.controller._messages(app.controller.conversation.turns))
+            await until(pilot, lambda: f" {used} / 2,048" in str(app.query_one("#context").render()))
+        if state in ("help", "conversations"):
+            await pilot.press("f1" if state == "help" else "ctrl+o")
+            await until(pilot, lambda: app.screen.query("#dialog"))
+        await pilot.pause()
+
+    assert snap_compare(app, terminal_size=size, run_before=come_there)
