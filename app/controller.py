@@ -329,8 +329,8 @@ class Controller:
             await self.cancel()
 
     async def model_changed(self, name: str | None) -> None:
-        """The engine has the model `name` now, loaded here or by the wizard; None: that of before, if any."""
-        self.model_name = name or self.model_name
+        """The engine now has the model `name`, loaded here or by the wizard; None: whichever it has, if any."""
+        self.model_name = name or (self.model.name if self.model else None)
         self._settled.set()
         if self.model is None or self.model_name is None:
             await self._tell(ModelGone())
@@ -447,10 +447,10 @@ class Controller:
     async def _write(self, reply: Turn, before: Turn | None) -> None:
         """One reply from start to end. Whatever happens, it ends with a final status, saved and told."""
         conversation = self.conversation
-        conversation.settings = asdict(self.settings.sampling_params())
         # The user's turn is on disk before anything can go wrong, and again with the outcome.
         exchange = conversation.turns[-2:]
         try:
+            conversation.settings = asdict(self.settings.sampling_params())
             await self._save(conversation, exchange)
             await self._model_loaded()
             if self._stop.is_set():

@@ -118,8 +118,8 @@ class FakeEngine(EngineThread):
 
     def load(self, options: LoadOptions, sink: Sink) -> None:
         self.loads.append(options)
-        self._load_cancel.clear()
-        self._start(self._play_load, options, sink)
+        self._load_cancel = threading.Event()
+        self._start(self._play_load, options, sink, self._load_cancel)
 
     def cancel_load(self) -> None:
         self._load_cancel.set()
@@ -179,12 +179,12 @@ class FakeEngine(EngineThread):
             defaults={},
         )
 
-    def _play_load(self, options: LoadOptions, sink: Sink) -> None:
+    def _play_load(self, options: LoadOptions, sink: Sink, cancel: threading.Event) -> None:
         self._model = None
         sink(LoadProgress(50, 100, "Reading the weights"))
-        while not self.load_hold.wait(0.005) and not self._load_cancel.is_set():
+        while not self.load_hold.wait(0.005) and not cancel.is_set():
             pass
-        if self._load_cancel.is_set():
+        if cancel.is_set():
             sink(LoadFailed("Loading was cancelled."))
         elif self.load_error is not None:
             sink(LoadFailed(self.load_error))
