@@ -329,7 +329,7 @@ class Controller:
             await self.cancel()
 
     async def model_changed(self, name: str | None) -> None:
-        """The engine now has the model `name`, loaded here or by the wizard; None: whichever it has, if any."""
+        """The engine now has the model `name`, loaded here or by the wizard; None: whatever it has."""
         self.model_name = name or (self.model.name if self.model else None)
         self._settled.set()
         if self.model is None or self.model_name is None:
