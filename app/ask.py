@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from ..engine.events import Event, Failed, Finished, Loaded, LoadFailed, LoadProgress, ModelInfo, TextDelta
-from ..engine.request import GenerationRequest, Message, SamplingParams
+from ..engine.request import GenerationRequest, Message
 from ..engine.thread import EngineThread, LoadOptions
 from ..models.checkpoint import Checkpoint
 from ..models.errors import UserError
 from .interrupt import on_interrupt
-from .settings import Settings
-
-_PARAMS = tuple(field.name for field in fields(SamplingParams))
 
 
 def check_images(images: list[Path], checkpoint: Checkpoint) -> None:
@@ -35,26 +31,6 @@ def conversation(prompt: str, system: str) -> tuple[Message, ...]:
     """The messages of a single question; an empty system prompt is left out."""
     question = Message("user", prompt)
     return (Message("system", system), question) if system else (question,)
-
-
-def from_settings(settings: Settings) -> dict[str, Any]:
-    """What the user has set for sampling, by SamplingParams' names.
-
-    Settings that were never set are left out, so that they do not hide the model's own defaults.
-    """
-    chosen = settings.model_dump(include=settings.model_fields_set)
-    return chosen | {"max_new_tokens": chosen.get("max_gen_len")}
-
-
-def merge_params(*layers: Mapping[str, Any]) -> SamplingParams:
-    """Sampling parameters from mappings by their names, a later one winning; None means not given.
-
-    Raises ValueError for a value out of bounds.
-    """
-    chosen: dict[str, Any] = {}
-    for layer in layers:
-        chosen |= {name: layer[name] for name in _PARAMS if layer.get(name) is not None}
-    return SamplingParams(**chosen)
 
 
 def load(engine: EngineThread, options: LoadOptions, tell: Callable[[str], object]) -> ModelInfo:

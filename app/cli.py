@@ -185,11 +185,12 @@ def ask(
     with _console().status("Starting the engine") as status:
         with lasting_interrupt():
             from . import ask as one_shot  # imports torch, which takes seconds
+            from .settings import merge_params
 
         one_shot.check_images(image or [], checkpoint)
-        asked = (one_shot.from_settings(settings), given)
+        asked = (settings.chosen_params(), given)
         try:
-            one_shot.merge_params(*asked)  # before the load, which is slow
+            merge_params(*asked)  # before the load, which is slow
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
         with closing(one_shot.EngineThread()) as engine:
@@ -200,7 +201,7 @@ def ask(
             status.stop()
             request = one_shot.GenerationRequest(
                 one_shot.conversation(text, settings.system_prompt if system is None else system),
-                one_shot.merge_params(info.defaults, *asked),
+                merge_params(info.defaults, *asked),
             )
             if as_json:
                 finished = one_shot.answer(engine, request, lambda _: None)

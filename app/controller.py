@@ -450,7 +450,6 @@ class Controller:
         # The user's turn is on disk before anything can go wrong, and again with the outcome.
         exchange = conversation.turns[-2:]
         try:
-            conversation.settings = asdict(self.settings.sampling_params())
             await self._save(conversation, exchange)
             await self._model_loaded()
             if self._stop.is_set():
@@ -459,9 +458,11 @@ class Controller:
                 raise _Refused("The model could not be loaded: choose another with F3.")
             else:
                 conversation.model = self.model.name
+                params = self.settings.sampling_params(self.model.defaults)
+                conversation.settings = asdict(params)
                 request = GenerationRequest(
                     self._messages(conversation.turns if reply.text else conversation.turns[:-1]),
-                    self.settings.sampling_params(),
+                    params,
                     continue_last=bool(reply.text),
                 )
                 inbox = Inbox()

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -25,6 +25,8 @@ from ..engine.request import SamplingParams
 from ..models.errors import UserError
 
 ENV_PREFIX = "LITE_LLAMA_"
+_PARAMS = tuple(field.name for field in fields(SamplingParams))
+_SAMPLING = "Sampling · left alone, the model's own defaults count"
 _HEADER = "Settings of lite-llama-tui. Comments that you add are kept."
 
 
@@ -46,44 +48,44 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True)
 
-    temperature: Annotated[float, Form("Sampling")] = Field(
+    temperature: Annotated[float, Form(_SAMPLING)] = Field(
         default=0.7,
         ge=0,
         le=2,
         title="Temperature",
         description="How much chance there is in a reply; 0 always takes the likeliest token.",
     )
-    top_p: Annotated[float, Form("Sampling")] = Field(
+    top_p: Annotated[float, Form(_SAMPLING)] = Field(
         default=0.9,
         gt=0,
         le=1,
         title="Top-p",
         description="Choose among the likeliest tokens that together reach this probability; 1 is off.",
     )
-    top_k: Annotated[int, Form("Sampling")] = Field(
+    top_k: Annotated[int, Form(_SAMPLING)] = Field(
         default=0,
         ge=0,
         title="Top-k",
         description="Choose among this many of the likeliest tokens; 0 is off.",
     )
-    min_p: Annotated[float, Form("Sampling")] = Field(
+    min_p: Annotated[float, Form(_SAMPLING)] = Field(
         default=0.0,
         ge=0,
         lt=1,
         title="Min-p",
         description="Drop tokens less likely than this share of the likeliest one; 0 is off.",
     )
-    repetition_penalty: Annotated[float, Form("Sampling")] = Field(
+    repetition_penalty: Annotated[float, Form(_SAMPLING)] = Field(
         default=1.0,
         ge=0.1,
         le=10,
         title="Repetition penalty",
         description="Above 1 makes tokens that were already used less likely; 1 is off.",
     )
-    max_gen_len: Annotated[int, Form("Sampling")] = Field(
+    max_gen_len: Annotated[int, Form(_SAMPLING)] = Field(
         default=1024, ge=1, title="Max length", description="The most tokens that one reply may have."
     )
-    seed: Annotated[int | None, Form("Sampling")] = Field(
+    seed: Annotated[int | None, Form(_SAMPLING)] = Field(
         default=None,
         ge=0,
         le=2**63 - 1,
@@ -117,17 +119,28 @@ class Settings(BaseSettings):
         """See the class: arguments only."""
         return (init_settings,)
 
-    def sampling_params(self) -> SamplingParams:
-        """The settings that concern one reply, as the engine takes them."""
-        return SamplingParams(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            seed=self.seed,
-            max_new_tokens=self.max_gen_len,
-        )
+    def chosen_params(self) -> dict[str, Any]:
+        """What the user has set for sampling, by SamplingParams' names.
+
+        Settings that were never set are left out, so that they do not hide the model's own defaults.
+        """
+        chosen = self.model_dump(exclude_unset=True)
+        return chosen | {"max_new_tokens": chosen.get("max_gen_len")}
+
+    def sampling_params(self, model_defaults: Mapping[str, Any]) -> SamplingParams:
+        """What one reply in the app gets: what the user has set, else the model's default, else ours."""
+        return merge_params({"max_new_tokens": self.max_gen_len}, model_defaults, self.chosen_params())
+
+
+def merge_params(*layers: Mapping[str, Any]) -> SamplingParams:
+    """Sampling parameters from mappings by their names, a later one winning; None means not given.
+
+    Raises ValueError for a value out of bounds.
+    """
+    chosen: dict[str, Any] = {}
+    for layer in layers:
+        chosen |= {name: layer[name] for name in _PARAMS if layer.get(name) is not None}
+    return SamplingParams(**chosen)
 
 
 def form(field: FieldInfo) -> Form | None:

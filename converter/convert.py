@@ -210,6 +210,8 @@ class _Conversion:
         with staging(models_dir, name) as stage:
             # The small files first: a tokenizer that does not load is better known before the gigabytes.
             self._source.write_files(stage.directory)
+            if origin == "demo":
+                demo.add_sampling_defaults(stage.directory)
             check_tokenizer(stage.directory)
             files = {path.name: _record(path) for path in sorted(stage.directory.iterdir())}
             files[WEIGHTS] = yield from self._write_weights(stage.directory / WEIGHTS)

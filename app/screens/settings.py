@@ -195,7 +195,11 @@ class SettingsScreen(ModalScreen[Settings | None]):
             wrong[0].editor.focus()
             return
         values = {field.field: field.value for field in fields}
-        self.dismiss(Settings(**{**self._settings.model_dump(), **values}))
+        entered = Settings(**values)
+        changed = {name: getattr(entered, name) for name in values}
+        changed = {name: value for name, value in changed.items() if value != getattr(self._settings, name)}
+        # A copy, so that what the user never touched still counts as not set.
+        self.dismiss(self._settings.model_copy(update=changed))
 
     @on(Button.Pressed, "#defaults")
     def action_defaults(self) -> None:

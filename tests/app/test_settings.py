@@ -59,7 +59,7 @@ def test_sampling_params_carry_every_setting():
     settings = Settings(
         temperature=0.5, top_p=0.8, top_k=40, min_p=0.1, repetition_penalty=1.1, seed=3, max_gen_len=7
     )
-    assert settings.sampling_params() == SamplingParams(0.5, 0.8, 40, 0.1, 1.1, 3, 7)
+    assert settings.sampling_params({}) == SamplingParams(0.5, 0.8, 40, 0.1, 1.1, 3, 7)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_sampling_params_carry_every_setting():
 )
 def test_the_engine_takes_whatever_the_settings_allow(name: str, lowest: float, highest: float):
     for value in (lowest, highest):
-        Settings.model_validate({name: value}).sampling_params()
+        Settings.model_validate({name: value}).sampling_params({})
     assert invalid({name: -1}) == [name]
     assert invalid({name: "nan"}) == [name]
 
@@ -244,3 +244,11 @@ def test_every_field_explains_itself():
 def test_settings_do_not_import_torch():
     code = "import sys, lite_llama.app.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_the_user_never_set_gives_way_to_the_models_defaults() -> None:
+    defaults = {"temperature": 0.2, "top_k": 20}
+    assert Settings().sampling_params(defaults) == SamplingParams(0.2, 0.9, 20, max_new_tokens=1024)
+    # Set to the very value that is the default: set all the same.
+    params = Settings(temperature=0.7, max_gen_len=50).sampling_params(defaults)
+    assert params == SamplingParams(0.7, 0.9, 20, max_new_tokens=50)

