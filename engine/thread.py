@@ -8,7 +8,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +17,7 @@ import torch
 from ..models.checkpoint import Checkpoint
 from ..models.errors import UserError
 from .engine import Engine
-from .events import (
-    Event,
-    Failed,
-    Finished,
-    GenerationEvent,
-    Loaded,
-    LoadEvent,
-    LoadFailed,
-    LoadProgress,
-    ModelInfo,
-)
+from .events import Event, Failed, Loaded, LoadFailed, LoadProgress, ModelInfo
 from .request import GenerationRequest, Message
 
 log = logging.getLogger(__name__)
@@ -69,7 +59,7 @@ def _guarded(sink: Sink) -> Sink:
 class EngineThread:
     """One model at a time, any number of requests at once.
 
-    All methods may be called from any thread and return at once (but for the two iterators and `close`).
+    All methods may be called from any thread and return at once (but for `close`).
     Every `load` ends in exactly one Loaded or LoadFailed, every `submit` in exactly one Finished or Failed.
     """
 
@@ -118,32 +108,6 @@ class EngineThread:
         """The loaded model, None while there is none."""
         engine = self._engine
         return engine.info if engine else None
-
-    def load_events(self, options: LoadOptions) -> Iterator[LoadEvent]:
-        """`load` as a blocking iterator, for the command line; closing it early cancels the load."""
-        events: queue.SimpleQueue = queue.SimpleQueue()
-        self.load(options, events.put)
-        try:
-            while True:
-                event = events.get()
-                yield event
-                if isinstance(event, Loaded | LoadFailed):
-                    return
-        finally:
-            self.cancel_load()
-
-    def stream(self, request: GenerationRequest) -> Iterator[GenerationEvent]:
-        """`submit` as a blocking iterator, for the command line; closing it early cancels the request."""
-        events: queue.SimpleQueue = queue.SimpleQueue()
-        request_id = self.submit(request, events.put)
-        try:
-            while True:
-                event = events.get()
-                yield event
-                if isinstance(event, Finished | Failed):
-                    return
-        finally:
-            self.cancel(request_id)
 
     def close(self) -> None:
         """Cancel everything, free the memory and end the thread."""
