@@ -17,11 +17,11 @@ from textual.binding import Binding, BindingType
 from textual.keys import Keys
 from textual.screen import Screen
 
-from ..models.checkpoint import list_checkpoints
 from ..models.errors import UserError
 from .actions import ACTIONS
 from .controller import INTERNAL_ERROR, Controller, ControllerEvent, ModelFailed, ModelReady, Told
 from .database import open_or_replace
+from .library import scan
 from .paths import Paths
 from .screens.chat import ChatScreen
 from .screens.conversations import ConversationsScreen
@@ -115,8 +115,8 @@ class LiteLlamaApp(App[None]):
     @work
     async def _find_model(self) -> None:
         """Load the model that was used last, or any; have one made when there is none."""
-        checkpoints = await asyncio.to_thread(list_checkpoints, self.paths.models)
-        names = [checkpoint.path.name for checkpoint in checkpoints]
+        library = await asyncio.to_thread(scan, self.paths.models)
+        names = [checkpoint.path.name for checkpoint in library.models]
         wanted = self._wanted_model or self.settings.model
         name = wanted if wanted in names else next(iter(names), None)
         if name is not None:

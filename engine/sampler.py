@@ -17,9 +17,9 @@ def sample(ops: Operators, logits: Tensor, sequences: Sequences[Sequence]) -> li
     The noise depends on the seed and the position of the new token alone, so a reply does not depend on
     what else is in the batch.
     """
-    for row, sequence in zip(logits, sequences, strict=True):
+    for row, sequence in enumerate(sequences):
         if sequence.params.repetition_penalty != 1:
-            penalise_repetition(row, sequence.tokens, sequence.params.repetition_penalty)
+            penalise_repetition(logits[row], sequence.tokens, sequence.params.repetition_penalty)
     params = [sequence.params for sequence in sequences]
     device = logits.device
 

@@ -159,16 +159,3 @@ class Checkpoint:
 def _stamp(path: Path) -> list[int]:
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
-
-
-def list_checkpoints(models_dir: Path) -> list[Checkpoint]:
-    """The converted models under `models_dir`, by name; damaged or foreign directories are passed over."""
-    found = []
-    for path in sorted(models_dir.iterdir()) if models_dir.is_dir() else []:
-        if path.name.startswith(".") or not (path / MANIFEST).is_file():
-            continue
-        try:
-            found.append(Checkpoint.open(path))
-        except CheckpointError:
-            continue
-    return found

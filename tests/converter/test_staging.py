@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from lite_llama.app.library import scan
 from lite_llama.converter import Cancelled, Progress, clean_up, convert, remove, staging
 from lite_llama.converter.writer import WeightsWriter
-from lite_llama.models.checkpoint import Checkpoint, list_checkpoints
+from lite_llama.models.checkpoint import Checkpoint
 from lite_llama.models.errors import UserError
 
 # A process that converts, in a fork per moment, and is killed at that moment. Arguments: source, a directory
@@ -99,7 +100,7 @@ def test_killed_and_started_again(killed, tiny_llama, moment):
     assert not hidden(models_dir)
     # The new model when it was killed after the rename, else the old one, if there was one, and sound.
     dtypes = []
-    for checkpoint in list_checkpoints(models_dir):
+    for checkpoint in scan(models_dir).models:
         checkpoint.verify(force=True)
         dtypes.append(checkpoint.manifest.dtype)
     if moment.endswith("discard-0"):
