@@ -44,8 +44,9 @@ def bench_decode(
     import torch
 
     from ..engine.engine import Engine
+    from ..engine.options import EngineOptions
 
-    engine = Engine(checkpoint, device=device, dtype=dtype)
+    engine = Engine.load(checkpoint, EngineOptions(device=device, dtype=dtype))
     engine.tokenizer.eos_ids = frozenset()
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, checkpoint.config.vocab_size, (batch, prompt_tokens), generator=generator)

@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Sequences
 
-from ..kernels import select
 from ..models.checkpoint import Checkpoint
+from ..models.config import ModelConfig
+from ..models.decoder import Decoder
 from ..models.errors import UserError
 from ..models.loader import load_decoder
+from ..models.random import random_decoder
+from ..models.weights import parameter_count
 from .detokenizer import Detokenizer
 from .device import device_name, resolve_device, resolve_dtype
 from .events import (
@@ -26,7 +29,9 @@ from .events import (
     Usage,
 )
 from .kv_cache import PagePool, allocate_cache
-from .memory import MAX_SEQUENCES, STEP_TOKENS, plan_memory
+from .memory import STEP_TOKENS, MemoryPlan, plan_memory
+from .no_tokenizer import NoTokenizer
+from .options import EngineOptions
 from .request import GenerationRequest, Message
 from .runner import ModelRunner
 from .scheduler import Scheduler
@@ -34,6 +39,7 @@ from .sequence import Sequence
 from .tokenizer import Tokenizer
 
 Sink = Callable[[Event], None]
+DEFAULT = EngineOptions()
 
 
 class _Counter:
@@ -51,48 +57,65 @@ class Engine:
     """Not thread-safe: EngineThread is its only caller outside the tests."""
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        max_context: int | None = None,
-        attention: str = "flash2",
-        progress: Callable[[LoadProgress], None] = lambda _: None,
+        self, model: Decoder, tokenizer: Tokenizer, plan: MemoryPlan, options: EngineOptions, *, name: str
     ) -> None:
-        """Load a converted model.
-
-        Raises UserError (unknown device, not enough memory, damaged files) and whatever `progress` raises.
-        """
-        place = resolve_device(device)
-        torch_dtype = resolve_dtype(dtype, place, checkpoint.manifest.dtype)
-        config = checkpoint.config
-        plan = plan_memory(config, torch_dtype, place, max_context=max_context)
-        self.tokenizer = Tokenizer(checkpoint.path)
-        checkpoint.verify(progress=_Counter(checkpoint.size, "Checking the files", progress))
-        ops = select(place, attention)
-        counter = _Counter(checkpoint.weights.stat().st_size, "Loading the weights", progress)
-        model = load_decoder(checkpoint, ops, place, torch_dtype, plan.max_context, counter)
-        cache = allocate_cache(config, plan.kv_pages, torch_dtype, place)
-        self.runner = ModelRunner(model, cache, place)
+        """Run `model` with the KV cache of `plan`; its device and dtype are those of its weights."""
+        config, weight = model.config, model.embed_tokens.weight
+        self.tokenizer = tokenizer
+        cache = allocate_cache(config, plan.kv_pages, weight.dtype, weight.device)
+        self.runner = ModelRunner(model, cache, weight.device)
         self.pool = PagePool(plan.kv_pages)
         self.scheduler = Scheduler(
-            self.pool, step_tokens=STEP_TOKENS[place.type], max_sequences=MAX_SEQUENCES
+            self.pool, step_tokens=STEP_TOKENS[weight.device.type], max_sequences=options.max_sequences
         )
         self.info = ModelInfo(
-            name=checkpoint.manifest.name,
-            family=checkpoint.manifest.family,
-            parameter_count=checkpoint.manifest.parameter_count,
-            device=place.type,
-            device_name=device_name(place),
-            dtype=str(torch_dtype).removeprefix("torch."),
+            name=name,
+            family=config.family,
+            parameter_count=parameter_count(config),
+            device=weight.device.type,
+            device_name=device_name(weight.device),
+            dtype=str(weight.dtype).removeprefix("torch."),
             max_context=plan.max_context,
             kv_pages=self.pool.total,
             weight_bytes=plan.weight_bytes,
             kv_bytes=plan.kv_bytes,
-            operators=ops.name,
-            defaults=self.tokenizer.defaults,
+            operators=model.ops.name,
+            defaults=tokenizer.defaults,
         )
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Checkpoint,
+        options: EngineOptions = DEFAULT,
+        progress: Callable[[LoadProgress], None] = lambda _: None,
+    ) -> Engine:
+        """Load a converted model.
+
+        Raises UserError (unknown device, not enough memory, damaged files) and whatever `progress` raises.
+        """
+        config = checkpoint.config
+        device = resolve_device(options.device)
+        dtype = resolve_dtype(options.dtype, device, checkpoint.manifest.dtype)
+        plan = plan_memory(config, dtype, device, max_context=options.max_context)
+        tokenizer = Tokenizer(checkpoint.path)
+        checkpoint.verify(progress=_Counter(checkpoint.size, "Checking the files", progress))
+        counter = _Counter(checkpoint.weights.stat().st_size, "Loading the weights", progress)
+        ops = options.operators(device)
+        model = load_decoder(checkpoint, ops, device, dtype, plan.max_context, counter)
+        return cls(model, tokenizer, plan, options, name=checkpoint.manifest.name)
+
+    @classmethod
+    def random(cls, config: ModelConfig, options: EngineOptions = DEFAULT, *, name: str) -> Engine:
+        """A model of random weights and no vocabulary, for benchmarks; nothing is read from disk.
+
+        Raises UserError (unknown device, not enough memory).
+        """
+        device = resolve_device(options.device)
+        dtype = resolve_dtype(options.dtype, device, config.dtype)
+        plan = plan_memory(config, dtype, device, max_context=options.max_context)
+        model = random_decoder(config, options.operators(device), device, dtype, plan.max_context)
+        return cls(model, NoTokenizer(), plan, options, name=name)
 
     @property
     def busy(self) -> bool:

@@ -18,6 +18,7 @@ from ..models.checkpoint import Checkpoint
 from ..models.errors import UserError
 from .engine import Engine
 from .events import Event, Failed, Loaded, LoadFailed, LoadProgress, ModelInfo
+from .options import EngineOptions
 from .request import GenerationRequest, Message
 
 log = logging.getLogger(__name__)
@@ -150,13 +151,8 @@ class EngineThread:
         self._unload()
         try:
             checkpoint = Checkpoint.open(options.path)
-            self._engine = Engine(
-                checkpoint,
-                device=options.device,
-                dtype=options.dtype,
-                max_context=options.max_context,
-                progress=progress,
-            )
+            how = EngineOptions(options.device, options.dtype, options.max_context)
+            self._engine = Engine.load(checkpoint, how, progress)
         except _LoadCancelled:
             sink(LoadFailed("Loading was cancelled."))
         except UserError as error:

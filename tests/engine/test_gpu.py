@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lite_llama.engine.engine import Engine
+from lite_llama.engine.options import EngineOptions
 from lite_llama.engine.request import Message, SamplingParams
 from lite_llama.models.checkpoint import Checkpoint
 
@@ -29,7 +30,7 @@ def checkpoint(demo_model_fp32) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def on_cpu(checkpoint) -> Engine:
-    return Engine(checkpoint, device="cpu", dtype="float32")
+    return Engine.load(checkpoint, EngineOptions(device="cpu", dtype="float32"))
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +38,14 @@ def prompts(on_cpu) -> list[list[int]]:
     return [on_cpu.tokenizer.encode_chat([Message("user", question)]) for question in QUESTIONS]
 
 
-@pytest.mark.parametrize("attention", ["flash2", "flash1", "reference"])
+@pytest.mark.parametrize("attention", ["flash2", "flash1", "plain"])
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"])
 def test_tiny_models_in_fp32_give_the_cpus_tokens(tiny_model, run, architecture, attention):
     checkpoint = tiny_model(architecture).checkpoint
     prompts = [[(7 * at + length) % 380 + 3 for at in range(length)] for length in (1, 16, 17, 100)]
     engines = [
-        Engine(checkpoint, device=device, dtype="float32", attention=attention) for device in ("cpu", "cuda")
+        Engine.load(checkpoint, EngineOptions(device=device, dtype="float32", attention=attention))
+        for device in ("cpu", "cuda")
     ]
     for engine in engines:
         engine.tokenizer.eos_ids = frozenset()
@@ -54,14 +56,14 @@ def test_tiny_models_in_fp32_give_the_cpus_tokens(tiny_model, run, architecture,
 
 
 def test_demo_model_in_fp32_gives_the_cpus_tokens(checkpoint, on_cpu, prompts, run):
-    on_gpu = Engine(checkpoint, device="cuda", dtype="float32")
+    on_gpu = Engine.load(checkpoint, EngineOptions(device="cuda", dtype="float32"))
     cpu = [reply.token_ids for reply in run(on_cpu, prompts, GREEDY)]
     assert [reply.token_ids for reply in run(on_gpu, prompts, GREEDY)] == cpu
 
 
 def test_sampled_tokens_are_the_same_on_both_devices(checkpoint, on_cpu, prompts, run):
     params = SamplingParams(temperature=0.8, top_p=0.9, top_k=50, min_p=0.02, seed=11, max_new_tokens=48)
-    on_gpu = Engine(checkpoint, device="cuda", dtype="float32")
+    on_gpu = Engine.load(checkpoint, EngineOptions(device="cuda", dtype="float32"))
     cpu = [reply.token_ids for reply in run(on_cpu, prompts, params)]
     assert [reply.token_ids for reply in run(on_gpu, prompts, params)] == cpu
 
@@ -71,7 +73,7 @@ def test_demo_model_in_16_bits_differs_only_where_the_race_is_close(
     checkpoint, on_cpu, prompts, run, prefill_logits, dtype
 ):
     """Where the tokens first differ, each side's choice is among the other's five best."""
-    on_gpu = Engine(checkpoint, device="cuda", dtype=dtype)
+    on_gpu = Engine.load(checkpoint, EngineOptions(device="cuda", dtype=dtype))
     cpu = [reply.token_ids for reply in run(on_cpu, prompts, GREEDY)]
     gpu = [reply.token_ids for reply in run(on_gpu, prompts, GREEDY)]
     for prompt, ours, exact in zip(prompts, gpu, cpu, strict=True):
@@ -89,7 +91,7 @@ def test_demo_model_in_16_bits_differs_only_where_the_race_is_close(
 
 def test_batch_and_alone_agree_in_bf16(checkpoint, prompts, run, prefill_logits):
     """The logits of a ragged batch are those of each sequence alone, but for the rounding of bf16."""
-    on_gpu = Engine(checkpoint, device="cuda", dtype="bfloat16")
+    on_gpu = Engine.load(checkpoint, EngineOptions(device="cuda", dtype="bfloat16"))
     with torch.inference_mode():
         together = prefill_logits(on_gpu, prompts)
         for prompt, batched in zip(prompts, together, strict=True):

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.kv_cache import PagePool
+from lite_llama.engine.options import EngineOptions
 from lite_llama.engine.request import SamplingParams
 
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
@@ -44,7 +45,7 @@ def pair(request, tiny_model):
     """(our engine, transformers' model) of one family, neither of which ends a reply by itself."""
     architecture, overrides = MODELS[request.param]
     tiny = tiny_model(architecture, **overrides)
-    engine = Engine(tiny.checkpoint, device="cpu", dtype="float32")
+    engine = Engine.load(tiny.checkpoint, EngineOptions(device="cpu", dtype="float32"))
     engine.tokenizer.eos_ids = frozenset()
     oracle = AutoModelForCausalLM.from_pretrained(tiny.source, dtype=torch.float32)
     oracle.generation_config.eos_token_id = None

@@ -9,6 +9,7 @@ import torch
 
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.events import Finished, PrefillProgress, Queued, TextDelta
+from lite_llama.engine.options import EngineOptions
 from lite_llama.engine.request import GenerationRequest, Message, SamplingParams
 from lite_llama.engine.sampler import penalise_repetition
 from lite_llama.models.errors import UserError
@@ -18,7 +19,9 @@ PROMPT = [5, 9, 100, 42, 17]
 
 @pytest.fixture(scope="module")
 def engine(tiny_model):
-    engine = Engine(tiny_model("Qwen3ForCausalLM").checkpoint, device="cpu", dtype="float32")
+    engine = Engine.load(
+        tiny_model("Qwen3ForCausalLM").checkpoint, EngineOptions(device="cpu", dtype="float32")
+    )
     engine.tokenizer.eos_ids = frozenset()
     return engine
 
@@ -105,7 +108,9 @@ def test_any_of_the_eos_ids_ends_the_turn_and_is_not_shown(engine, run):
 
 
 def test_eos_list_and_defaults_come_from_generation_config(tiny_model):
-    engine = Engine(tiny_model("LlamaForCausalLM").checkpoint, device="cpu", dtype="float32")
+    engine = Engine.load(
+        tiny_model("LlamaForCausalLM").checkpoint, EngineOptions(device="cpu", dtype="float32")
+    )
     assert engine.tokenizer.eos_ids == {2, 0}
     assert engine.info.defaults == {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
 
@@ -153,7 +158,10 @@ def test_cancel_in_the_middle_of_a_long_prompt(engine):
 
 
 def test_the_context_is_the_limit(tiny_model, run):
-    engine = Engine(tiny_model("Qwen3ForCausalLM").checkpoint, device="cpu", dtype="float32", max_context=600)
+    engine = Engine.load(
+        tiny_model("Qwen3ForCausalLM").checkpoint,
+        EngineOptions(device="cpu", dtype="float32", max_context=600),
+    )
     engine.tokenizer.eos_ids = frozenset()
     (reply,) = run(engine, [[5] * 590], SamplingParams(temperature=0))
     assert reply.reason == "length"

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from lite_llama.engine.engine import Engine
+from lite_llama.engine.options import EngineOptions
 from lite_llama.engine.request import Message, SamplingParams
 from lite_llama.models.checkpoint import Checkpoint
 
@@ -57,7 +58,7 @@ CONVERSATIONS = [
 
 @pytest.fixture(scope="module")
 def engine(demo_model_fp32):
-    return Engine(Checkpoint.open(demo_model_fp32), device="cpu", dtype="float32")
+    return Engine.load(Checkpoint.open(demo_model_fp32), EngineOptions(device="cpu", dtype="float32"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,50 @@
+"""How an engine runs: device, precision, limits, and a switch for each of its optimisations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from ..kernels import Operators, select
+from ..kernels.operators import reference_operators
+
+Attention = Literal["flash2", "flash1", "plain"]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The defaults are the fastest. Whatever is switched, greedy replies differ by rounding at most."""
+
+    device: str = "auto"
+    """auto (the first GPU, else the CPU), cpu or cuda."""
+    dtype: str = "auto"
+    """auto (the checkpoint's own, where the device is fast in it), float32, bfloat16 or float16."""
+    max_context: int | None = None
+    """Tokens of one conversation; None: as many as the model and the memory allow."""
+
+    # The switches that the ablation benchmark turns one by one.
+    attention: Attention = "flash2"
+    """Prefill attention: FlashAttention-2, FlashAttention-1, or plain PyTorch."""
+    flash_decoding: bool = True
+    """Decode attention split over the context; off: plain PyTorch."""
+    dynamic_kv: bool = True
+    """KV pages are taken as a sequence grows; off: all that it may ever need, at admission."""
+    fused: bool = True
+    """Fused operators on the decode path."""
+    cuda_graphs: bool = True
+    """Decode steps replay a captured CUDA graph."""
+    prefix_cache: bool = True
+    """Finished sequences leave their keys and values to later ones that begin with the same tokens."""
+    speculate: bool = True
+    """Prompt-lookup speculative decoding of a single sequence, where it pays."""
+    max_sequences: int = 64
+    """Sequences that run at once; more wait."""
+
+    def operators(self, device: torch.device) -> Operators:
+        """The operators for `device` with the attention that these options ask for."""
+        ops = select(device, "reference" if self.attention == "plain" else self.attention)
+        if self.flash_decoding:
+            return ops
+        return replace(ops, decode_attention=reference_operators().decode_attention)
