@@ -8,6 +8,7 @@ dimension, and pages of PAGE_SIZE tokens.
 
 from __future__ import annotations
 
+from .linear import Hidden
 from .operators import PAGE_SIZE, Operators, select
 
-__all__ = ["PAGE_SIZE", "Operators", "select"]
+__all__ = ["PAGE_SIZE", "Hidden", "Operators", "select"]

@@ -34,7 +34,7 @@ else:
 
     triton = tl = _Absent()
 
-__all__ = ["HAS_TRITON", "Target", "target", "tl", "triton"]
+__all__ = ["HAS_TRITON", "Target", "await_previous", "start_dependents", "target", "tl", "triton"]
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,25 @@ class Target:
     """The GPU properties that tiles and launches depend on.
 
     `hip`: an AMD GPU; `warp_size`: threads per warp (64 on AMD's CDNA, else 32); `processors`: SMs or
-    compute units.
+    compute units; `pdl`: has programmatic dependent launch (NVIDIA, compute capability 9.0 and later).
     """
 
     hip: bool
     warp_size: int
     processors: int
+    pdl: bool = False
+
+    def warps(self, threads: int) -> int:
+        """Warps that hold so many threads, at least one."""
+        return max(1, threads // self.warp_size)
+
+    def chain(self, *, early: bool) -> dict[str, object]:
+        """Launch options of a kernel that calls `start_dependents` and `await_previous`, for its PDL.
+
+        `early`: the next kernel may start at once, which pays where one token's kernels leave room beside
+        them; else only when this one has its inputs.
+        """
+        return {"PDL": EARLY if early else LATE, "launch_pdl": True} if self.pdl else {"PDL": 0}
 
 
 @cache
@@ -56,4 +69,31 @@ def target(device: torch.device) -> Target:
     if device.type != "cuda":
         return Target(hip=False, warp_size=32, processors=16)
     properties = torch.cuda.get_device_properties(device)
-    return Target(bool(torch.version.hip), properties.warp_size, properties.multi_processor_count)
+    hip = bool(torch.version.hip)
+    return Target(
+        hip, properties.warp_size, properties.multi_processor_count, pdl=not hip and properties.major >= 9
+    )
+
+
+# Programmatic dependent launch (CUDA programming guide, 9.0 and later): a kernel may start while the one
+# before it still runs. Until `await_previous` it may read only what no kernel of the same step writes
+# (weights, mostly), and every kernel of the chain must call it, so that "previous" includes all before.
+# The kernels' PDL is 0 (plain launches), EARLY or LATE.
+EARLY, LATE = 1, 2
+_EARLY, _LATE = triton.language.constexpr(EARLY), triton.language.constexpr(LATE)
+
+
+@triton.jit
+def start_dependents(PDL: tl.constexpr):
+    """Let the next kernel on the stream start as soon as there is room for it; called first."""
+    if PDL == _EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def await_previous(PDL: tl.constexpr):
+    """Wait until the kernels before this one are done and their writes can be seen."""
+    if PDL != 0:
+        tl.extra.cuda.gdc_wait()
+        if PDL == _LATE:
+            tl.extra.cuda.gdc_launch_dependents()

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from . import (
+    decode_attention,
     flash_attention1,
     flash_attention2,
     flash_decoding,
     kv_write,
     mul,
+    paging,
     rmsnorm,
     rope,
     sampling,
     skip_rmsnorm,
     softmax,
+    step,
     swiglu,
 )
 from ._triton import HAS_TRITON
+from .linear import FusedLinear, Hidden, ReferenceLinear, UnfusedLinear
 from .paging import PAGE_SIZE
 
 __all__ = ["PAGE_SIZE", "Operators", "reference_operators", "select", "triton_operators"]
@@ -35,7 +40,7 @@ class RmsNorm(Protocol):
 
 class SkipRmsNorm(Protocol):
     def __call__(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """x, residual [T, H] -> (rmsnorm(x + residual), x + residual), both [T, H]."""
+        """x [S, T, H], residual [T, H] -> (rmsnorm(total), total) of total = sum of x over S + residual."""
         ...
 
 
@@ -47,8 +52,8 @@ class Rope(Protocol):
         positions: Tensor,
         cos: Tensor,
         sin: Tensor,
-        q_weight: Tensor | None = None,
-        k_weight: Tensor | None = None,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
         eps: float = 1e-6,
     ) -> tuple[Tensor, Tensor]:
         """Per-head RMSNorm of q and k (where weights [D] are given), then rotation by position.
@@ -112,17 +117,58 @@ class PrefillAttention(Protocol):
 class DecodeAttention(Protocol):
     def __call__(
         self,
-        q: Tensor,
+        qkv: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        page_table: Tensor,
+        cos: Tensor,
+        sin: Tensor,
         k_cache: Tensor,
         v_cache: Tensor,
-        page_table: Tensor,
-        context_lens: Tensor,
+        q_heads: int,
         scale: float,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 1e-6,
     ) -> Tensor:
-        """One query per sequence over its whole context: q [B, Hq, D] -> [B, Hq, D].
+        """One new token of each sequence: norm and rope of q and k, KV cache write, attention.
 
-        A sequence with context_lens[b] == 0 (a padded row) yields zeros.
+        qkv [S, B, (Hq + 2 Hk) * D] is summed over S; positions [B] int64; slots [B] int32 are the
+        sequences' rows of page_table [slots, max_pages] int32; the rest as in Rope and PrefillAttention.
+        Returns [B, Hq * D].
         """
+        ...
+
+
+class LinearOperators(Protocol):
+    """The linear layers with their neighbours; `linear.ReferenceLinear` documents each."""
+
+    def norm_linear(
+        self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+    ) -> Tensor: ...
+
+    def linear_add(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, hidden: Hidden, norm: Tensor, eps: float
+    ) -> Hidden: ...
+
+    def norm_gate_up(
+        self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+    ) -> Tensor: ...
+
+    def norm_logits(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor) -> Tensor: ...
+
+
+class BeginStep(Protocol):
+    def __call__(
+        self,
+        embedding: Tensor,
+        slots: Tensor,
+        new_pages: Tensor,
+        tokens: Tensor,
+        positions: Tensor,
+        page_table: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, H] and positions [B] of the sequences' last tokens; see step.reference."""
         ...
 
 
@@ -156,9 +202,10 @@ PREFILL_ATTENTION: dict[str, PrefillAttention] = {
 
 @dataclass(frozen=True)
 class Operators:
-    """One column of the table: every operator a model or the sampler calls."""
+    """One column of the table: every operator a model or the engine calls."""
 
     name: str
+    linear: LinearOperators
     rmsnorm: RmsNorm
     skip_rmsnorm: SkipRmsNorm
     rope: Rope
@@ -168,6 +215,7 @@ class Operators:
     kv_write: KVWrite
     prefill_attention: PrefillAttention
     decode_attention: DecodeAttention
+    begin_step: BeginStep
     sample: Sample
 
 
@@ -175,6 +223,7 @@ def reference_operators() -> Operators:
     """The column in plain PyTorch, for any device."""
     return Operators(
         name="reference",
+        linear=ReferenceLinear(),
         rmsnorm=rmsnorm.reference,
         skip_rmsnorm=skip_rmsnorm.reference,
         rope=rope.reference,
@@ -183,15 +232,26 @@ def reference_operators() -> Operators:
         softmax=softmax.reference,
         kv_write=kv_write.reference,
         prefill_attention=flash_attention2.reference,
-        decode_attention=flash_decoding.reference,
+        decode_attention=decode_attention.reference,
+        begin_step=step.reference,
         sample=sampling.reference,
     )
 
 
-def triton_operators(attention: str = "flash2") -> Operators:
-    """The column of Triton kernels, for a GPU, with the prefill kernel called `attention`."""
+def triton_operators(
+    attention: str = "flash2",
+    *,
+    flash_decoding: bool = True,
+    fused: bool = True,
+    batch_invariant: bool = False,
+) -> Operators:
+    """The column of Triton kernels, for a GPU; see `select` for the choices."""
+    decode: DecodeAttention = decode_attention.triton_decode_attention
+    if not (fused and flash_decoding):
+        decode = partial(_decode_in_steps, attend=_DECODE_ATTENTION[flash_decoding])
     return Operators(
         name="triton",
+        linear=FusedLinear(batch_invariant) if fused else UnfusedLinear(),
         rmsnorm=rmsnorm.triton_rmsnorm,
         skip_rmsnorm=skip_rmsnorm.triton_skip_rmsnorm,
         rope=rope.triton_rope,
@@ -200,19 +260,63 @@ def triton_operators(attention: str = "flash2") -> Operators:
         softmax=softmax.triton_softmax,
         kv_write=kv_write.triton_kv_write,
         prefill_attention=PREFILL_ATTENTION[attention],
-        decode_attention=flash_decoding.triton_flash_decoding,
+        decode_attention=decode,
+        begin_step=step.triton_begin_step,
         sample=sampling.triton_sample,
     )
 
 
-def select(device: torch.device, attention: str = "flash2") -> Operators:
+_DECODE_ATTENTION = {True: flash_decoding.triton_flash_decoding, False: flash_decoding.reference}
+
+
+def _decode_in_steps(
+    qkv: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    page_table: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    q_heads: int,
+    scale: float,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    *,
+    attend: Any,
+) -> Tensor:
+    """DecodeAttention, each of its steps a launch of its own."""
+    batch, kv_heads = qkv.shape[1], k_cache.shape[2]
+    heads = qkv.sum(0).to(k_cache.dtype).view(batch, -1, k_cache.shape[3])
+    q, k, v = heads.split((q_heads, kv_heads, kv_heads), dim=1)
+    q, k = rope.triton_rope(q, k, positions, cos, sin, q_norm, k_norm, eps)
+    table = page_table[slots]
+    pages = table.gather(1, positions[:, None] // paging.PAGE_SIZE)[:, 0]
+    cache_slots = pages.long() * paging.PAGE_SIZE + positions % paging.PAGE_SIZE
+    kv_write.triton_kv_write(k, v, k_cache, v_cache, cache_slots)
+    return attend(q, k_cache, v_cache, table, positions.int() + 1, scale).view(batch, -1)
+
+
+def select(
+    device: torch.device,
+    attention: str = "flash2",
+    *,
+    flash_decoding: bool = True,
+    fused: bool = True,
+    batch_invariant: bool = False,
+) -> Operators:
     """The operators for `device`: Triton on a GPU (NVIDIA or ROCm), plain PyTorch elsewhere.
 
-    `attention` picks the prefill kernel on a GPU: flash2 (default), flash1 or reference; any other name
-    raises ValueError. A GPU without Triton (Windows) runs the plain PyTorch operators.
+    On a GPU, `attention` picks the prefill kernel: flash2 (default), flash1 or reference; any other name
+    raises ValueError. Without `flash_decoding` the attention of decode steps is plain PyTorch; without
+    `fused` every step of a layer is a launch of its own; `batch_invariant` makes a token's result
+    independent of the number of tokens beside it. A GPU without Triton (Windows) runs plain PyTorch.
     """
     if attention not in PREFILL_ATTENTION:
         raise ValueError(f"attention must be one of {', '.join(PREFILL_ATTENTION)}, not {attention!r}")
     if device.type == "cuda" and HAS_TRITON:
-        return triton_operators(attention)
+        return triton_operators(
+            attention, flash_decoding=flash_decoding, fused=fused, batch_invariant=batch_invariant
+        )
     return reference_operators()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ._triton import tl, triton
+from ._triton import await_previous, start_dependents, target, tl, triton
 
 
 def reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -25,17 +25,19 @@ def normalise(x, weight, size, eps):
 
 
 @triton.jit
-def _kernel(x_ptr, weight_ptr, out_ptr, size, x_stride, eps, BLOCK: tl.constexpr):
+def _kernel(x_ptr, weight_ptr, out_ptr, size, x_stride, eps, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """One program: one row of x [T, H] (row stride x_stride) into out [T, H], contiguous. BLOCK >= H."""
+    start_dependents(PDL)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < size
-    x = tl.load(x_ptr + row * x_stride + column, inside, other=0.0)
     weight = tl.load(weight_ptr + column, inside, other=0.0)
+    await_previous(PDL)
+    x = tl.load(x_ptr + row * x_stride + column, inside, other=0.0)
     tl.store(out_ptr + row * size + column, normalise(x, weight, size, eps), inside)
 
 
-def row_launch(size: int) -> dict[str, int]:
+def row_launch(size: int) -> dict[str, object]:
     """Launch options for a kernel that holds a row of `size` elements in registers."""
     block = triton.next_power_of_2(size)
     return {"BLOCK": block, "num_warps": min(max(block // 512, 1), 16)}
@@ -45,5 +47,6 @@ def triton_rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [T, H] (rows may be strided), weight [H] -> [T, H]."""
     rows, size = x.shape
     out = x.new_empty(rows, size)
-    _kernel[(rows,)](x, weight, out, size, x.stride(0), eps, **row_launch(size))
+    options = row_launch(size) | target(x.device).chain(early=False)
+    _kernel[(rows,)](x, weight, out, size, x.stride(0), eps, **options)
     return out

@@ -13,8 +13,8 @@ def reference(
     positions: Tensor,
     cos: Tensor,
     sin: Tensor,
-    q_weight: Tensor | None = None,
-    k_weight: Tensor | None = None,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
     """q [T, Hq, D], k [T, Hk, D], positions [T], cos and sin [max_position, D/2] fp32 -> rotated q, k.
@@ -22,7 +22,7 @@ def reference(
     Dimension i of a head turns with i + D/2, in fp32; weights [D] ask for the norm before.
     """
     cos, sin = cos[positions][:, None], sin[positions][:, None]
-    return _rotate(q, cos, sin, q_weight, eps), _rotate(k, cos, sin, k_weight, eps)
+    return _rotate(q, cos, sin, q_norm, eps), _rotate(k, cos, sin, k_norm, eps)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -66,7 +66,7 @@ def _rotate_heads(
 
 @triton.jit
 def _kernel(
-    q_ptr, k_ptr, positions_ptr, cos_ptr, sin_ptr, q_weight_ptr, k_weight_ptr, q_out_ptr, k_out_ptr,
+    q_ptr, k_ptr, positions_ptr, cos_ptr, sin_ptr, q_norm_ptr, k_norm_ptr, q_out_ptr, k_out_ptr,
     q_stride_token, q_stride_head, k_stride_token, k_stride_head, eps,
     Q_HEADS: tl.constexpr, Q_HEADS_PAD: tl.constexpr, K_HEADS: tl.constexpr, K_HEADS_PAD: tl.constexpr,
     HALF: tl.constexpr, HALF_PAD: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr,
@@ -81,11 +81,11 @@ def _kernel(
     cos = tl.load(cos_ptr + position * HALF + column, column < HALF, other=0.0)
     sin = tl.load(sin_ptr + position * HALF + column, column < HALF, other=0.0)
     _rotate_heads(
-        q_ptr + token * q_stride_token, q_out_ptr + token * (Q_HEADS * 2 * HALF), q_weight_ptr,
+        q_ptr + token * q_stride_token, q_out_ptr + token * (Q_HEADS * 2 * HALF), q_norm_ptr,
         cos, sin, eps, q_stride_head, Q_HEADS, Q_HEADS_PAD, HALF, HALF_PAD, Q_NORM,
     )  # fmt: skip
     _rotate_heads(
-        k_ptr + token * k_stride_token, k_out_ptr + token * (K_HEADS * 2 * HALF), k_weight_ptr,
+        k_ptr + token * k_stride_token, k_out_ptr + token * (K_HEADS * 2 * HALF), k_norm_ptr,
         cos, sin, eps, k_stride_head, K_HEADS, K_HEADS_PAD, HALF, HALF_PAD, K_NORM,
     )  # fmt: skip
 
@@ -96,8 +96,8 @@ def triton_rope(
     positions: Tensor,
     cos: Tensor,
     sin: Tensor,
-    q_weight: Tensor | None = None,
-    k_weight: Tensor | None = None,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
     """As `reference`; q and k may be strided views whose last dimension is contiguous."""
@@ -105,11 +105,11 @@ def triton_rope(
     k_heads = k.shape[1]
     q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
     _kernel[(tokens,)](
-        q, k, positions, cos, sin, q_weight, k_weight, q_out, k_out,
+        q, k, positions, cos, sin, q_norm, k_norm, q_out, k_out,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), eps,
         Q_HEADS=q_heads, Q_HEADS_PAD=triton.next_power_of_2(q_heads),
         K_HEADS=k_heads, K_HEADS_PAD=triton.next_power_of_2(k_heads),
         HALF=head_dim // 2, HALF_PAD=triton.next_power_of_2(head_dim // 2),
-        Q_NORM=q_weight is not None, K_NORM=k_weight is not None,
+        Q_NORM=q_norm is not None, K_NORM=k_norm is not None,
     )  # fmt: skip
     return q_out, k_out

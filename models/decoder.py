@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..kernels import Operators
-from .batch import TokenBatch
+from ..kernels import Hidden, Operators
+from .batch import DecodeBatch, PrefillBatch
 from .config import ModelConfig
-from .linear import Linear
+from .linear import Linear, Norm
+
+Batch = PrefillBatch | DecodeBatch
 
 LayerCache = tuple[Tensor, Tensor]
 """Keys and values of one layer, each [pages, PAGE_SIZE, num_kv_heads, head_dim]."""
-
-
-class Norm(nn.Module):
-    """Holds the weight [size] of an RMSNorm; the operators do the arithmetic."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
 
 
 class Attention(nn.Module):
@@ -32,39 +26,49 @@ class Attention(nn.Module):
         self.config = config
         self.ops = ops
         self.scale = config.head_dim**-0.5
-        self.qkv_proj = Linear(config.hidden_size, config.q_size + 2 * config.kv_size, config.qkv_bias)
-        self.o_proj = Linear(config.q_size, config.hidden_size, config.o_bias)
-        self.q_norm = Norm(config.head_dim) if config.qk_norm else None
-        self.k_norm = Norm(config.head_dim) if config.qk_norm else None
+        width = config.q_size + 2 * config.kv_size
+        self.qkv_proj = Linear(config.hidden_size, width, config.qkv_bias, ops)
+        self.o_proj = Linear(config.q_size, config.hidden_size, config.o_bias, ops)
+        self.q_norm = Norm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = Norm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
-    def forward(self, x: Tensor, batch: TokenBatch, rope: tuple[Tensor, Tensor], cache: LayerCache) -> Tensor:
-        """x [T, hidden] -> [T, hidden]; writes the new keys and values to the cache."""
+    def forward(self, qkv: Tensor, batch: Batch, rope: tuple[Tensor, Tensor], cache: LayerCache) -> Tensor:
+        """qkv [S, T, (Hq + 2 Hk) * D], to be summed over S -> [T, Hq * D]; extends the cache."""
+        norms = {
+            "q_norm": self.q_norm.weight if self.q_norm else None,
+            "k_norm": self.k_norm.weight if self.k_norm else None,
+            "eps": self.config.rms_norm_eps,
+        }
+        heads = self.config.num_heads
+        if isinstance(batch, DecodeBatch):
+            place = (batch.positions, batch.slots, batch.page_table)
+            return self.ops.decode_attention(qkv, *place, *rope, *cache, heads, self.scale, **norms)
+        return self._prefill(qkv, batch, rope, cache, norms)
+
+    def _prefill(
+        self,
+        qkv: Tensor,
+        batch: PrefillBatch,
+        rope: tuple[Tensor, Tensor],
+        cache: LayerCache,
+        norms: dict[str, Any],
+    ) -> Tensor:
         config, ops = self.config, self.ops
-        qkv = self.qkv_proj(x).view(x.shape[0], -1, config.head_dim)
+        rows = qkv.shape[1]
+        qkv = (qkv[0] if len(qkv) == 1 else qkv.sum(0).to(cache[0].dtype)).view(rows, -1, config.head_dim)
         q, k, v = qkv.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
-        q, k = ops.rope(
+        q, k = ops.rope(q, k, batch.positions, *rope, **norms)
+        ops.kv_write(k, v, *cache, batch.cache_slots)
+        out = ops.prefill_attention(
             q,
-            k,
-            batch.positions,
-            *rope,
-            q_weight=self.q_norm.weight if self.q_norm else None,
-            k_weight=self.k_norm.weight if self.k_norm else None,
-            eps=config.rms_norm_eps,
+            *cache,
+            batch.page_table,
+            batch.query_start,
+            batch.context_lens,
+            batch.max_query_len,
+            self.scale,
         )
-        ops.kv_write(k, v, *cache, batch.slots)
-        if batch.query_start is None:
-            out = ops.decode_attention(q, *cache, batch.page_table, batch.context_lens, self.scale)
-        else:
-            out = ops.prefill_attention(
-                q,
-                *cache,
-                batch.page_table,
-                batch.query_start,
-                batch.context_lens,
-                batch.max_query_len,
-                self.scale,
-            )
-        return self.o_proj(out.view(x.shape[0], config.q_size))
+        return out.view(rows, config.q_size)
 
 
 class Mlp(nn.Module):
@@ -72,48 +76,34 @@ class Mlp(nn.Module):
 
     def __init__(self, config: ModelConfig, ops: Operators) -> None:
         super().__init__()
-        self.ops = ops
-        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, config.mlp_bias)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, config.mlp_bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [T, hidden] -> [T, hidden]."""
-        return self.down_proj(self.ops.swiglu(self.gate_up_proj(x)))
+        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, config.mlp_bias, ops)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, config.mlp_bias, ops)
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward network, each behind a norm and added to the residual stream.
-
-    The addition is done by the norm that follows it, so a layer hands on its output and the residual
-    stream apart.
-    """
+    """Attention and feed-forward network, each behind a norm and added to the residual stream."""
 
     def __init__(self, config: ModelConfig, ops: Operators) -> None:
         super().__init__()
-        self.ops = ops
-        self.eps = config.rms_norm_eps
-        self.input_layernorm = Norm(config.hidden_size)
+        self.input_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config, ops)
-        self.post_attention_layernorm = Norm(config.hidden_size)
+        self.post_attention_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
         self.mlp = Mlp(config, ops)
 
     def forward(
         self,
-        x: Tensor,
-        residual: Tensor | None,
-        batch: TokenBatch,
+        hidden: Hidden,
+        batch: Batch,
         rope: tuple[Tensor, Tensor],
         cache: LayerCache,
-    ) -> tuple[Tensor, Tensor]:
-        """x, residual [T, hidden] -> (output, residual stream before it), both [T, hidden]."""
-        if residual is None:
-            residual = x
-            x = self.ops.rmsnorm(x, self.input_layernorm.weight, self.eps)
-        else:
-            x, residual = self.ops.skip_rmsnorm(x, residual, self.input_layernorm.weight, self.eps)
-        x = self.self_attn(x, batch, rope, cache)
-        x, residual = self.ops.skip_rmsnorm(x, residual, self.post_attention_layernorm.weight, self.eps)
-        return self.mlp(x), residual
+        next_norm: Norm,
+    ) -> Hidden:
+        """One layer; `next_norm` is the norm that reads its output."""
+        attention, mlp = self.self_attn, self.mlp
+        attended = attention(attention.qkv_proj.after_norm(hidden, self.input_layernorm), batch, rope, cache)
+        hidden = attention.o_proj.added_to(hidden, attended, self.post_attention_layernorm)
+        gated = mlp.gate_up_proj.gated_after_norm(hidden, self.post_attention_layernorm)
+        return mlp.down_proj.added_to(hidden, gated, next_norm)
 
 
 class Decoder(nn.Module):
@@ -128,17 +118,23 @@ class Decoder(nn.Module):
         self.ops = ops
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, ops) for _ in range(config.num_layers))
-        self.norm = Norm(config.hidden_size)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, False, ops)
 
-    def forward(self, batch: TokenBatch, caches: Sequence[LayerCache]) -> Tensor:
+    def prefill(self, batch: PrefillBatch, caches: Sequence[LayerCache]) -> Tensor:
         """Logits [R, vocab_size] fp32 of the wanted rows; the KV cache is extended by the batch's tokens."""
-        x = self.embed_tokens(batch.token_ids)
-        residual: Tensor | None = None
-        for layer, cache in zip(self.layers, caches, strict=True):
-            x, residual = layer(x, residual, batch, self.rope, cache)
-        assert residual is not None
+        hidden = self._layers(self.embed_tokens(batch.token_ids), batch, caches)
         if batch.logit_rows is not None:
-            x, residual = x[batch.logit_rows], residual[batch.logit_rows]
-        x, _ = self.ops.skip_rmsnorm(x, residual, self.norm.weight, self.config.rms_norm_eps)
-        return self.lm_head(x).float()
+            hidden = hidden.rows(batch.logit_rows)
+        return self.lm_head.logits_after_norm(hidden, self.norm)
+
+    def decode(self, embedded: Tensor, batch: DecodeBatch, caches: Sequence[LayerCache]) -> Tensor:
+        """Logits [B, vocab_size] fp32 after one more token of each sequence, given as its embedding [B, H]."""
+        return self.lm_head.logits_after_norm(self._layers(embedded, batch, caches), self.norm)
+
+    def _layers(self, embedded: Tensor, batch: Batch, caches: Sequence[LayerCache]) -> Hidden:
+        hidden = Hidden(embedded)
+        next_norms = [*(layer.input_layernorm for layer in self.layers), self.norm][1:]
+        for layer, cache, next_norm in zip(self.layers, caches, next_norms, strict=True):
+            hidden = layer(hidden, batch, self.rope, cache, next_norm)
+        return hidden

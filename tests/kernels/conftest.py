@@ -70,6 +70,16 @@ class Column:
             )
 
 
+    def check_sum(self, actual: Tensor, exact: Tensor) -> None:
+        """As `check`, for what passes through two or three roundings more (a norm, an activation) and may
+        be handed on in fp32."""
+        assert actual.dtype in (self.dtype, torch.float32)
+        assert actual.shape == exact.shape
+        tolerance = torch.finfo(self.dtype).eps * (32 if self.dtype == torch.float32 else 3)
+        error = (actual.cpu().double() - exact).norm(dim=-1)
+        assert bool((error <= tolerance * exact.norm(dim=-1)).all()), f"{error} of {exact.norm(dim=-1)}"
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`column` runs over the columns; with it `prefill` over prefill kernels, `shape` over heads and dims."""
     if "column" not in metafunc.fixturenames:

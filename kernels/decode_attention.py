@@ -1,0 +1,316 @@
+"""One decode step of attention in one launch: q/k norm, rope, the KV cache write and Flash-Decoding.
+
+The context of a sequence is cut into splits (Dao et al. 2023, crfm.stanford.edu/2023/10/12/flashdecoding.html)
+whose boundaries depend on its length alone, not on how many programs share them: a sequence's result is the
+same, bit for bit, in any batch. The program that finishes last combines the splits, in order.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import flash_decoding, kv_write, paging, rope
+from ._triton import Target, await_previous, start_dependents, target, tl, triton
+from .flash_attention2 import padded
+
+MAX_SPLITS = 64
+MIN_SPLIT = 64
+"""Splits of one sequence at most, and tokens of one split at least."""
+
+
+def reference(
+    qkv: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    page_table: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    q_heads: int,
+    scale: float,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """qkv [S, B, (Hq + 2 Hk) * D], summed over S -> [B, Hq * D]; the new keys and values go to the caches.
+
+    positions [B] int64; sequence b's pages are row slots[b] (int32) of page_table [slots, pages]; cos, sin
+    [max_position, D/2] fp32; caches [pages, PAGE_SIZE, Hk, D].
+    """
+    _, batch, width = qkv.shape
+    kv_heads, head_dim = k_cache.shape[2:]
+    heads = qkv.sum(0).to(k_cache.dtype).view(batch, -1, head_dim)
+    assert width == (q_heads + 2 * kv_heads) * head_dim
+    q, k, v = heads.split((q_heads, kv_heads, kv_heads), dim=1)
+    q, k = rope.reference(q, k, positions, cos, sin, q_norm, k_norm, eps)
+    table = page_table[slots.long()]
+    pages = table.long().gather(1, positions[:, None] // paging.PAGE_SIZE)[:, 0]
+    kv_write.reference(k, v, k_cache, v_cache, pages * paging.PAGE_SIZE + positions % paging.PAGE_SIZE)
+    out = flash_decoding.reference(q, k_cache, v_cache, table, positions.int() + 1, scale)
+    return out.view(batch, -1)
+
+
+@triton.jit
+def _load_heads(
+    qkv_ptr, part_stride, offsets, mask, PARTS: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
+    """The sum over PARTS of the partial sums at `offsets`, rounded to `dtype` as a linear layer's output."""
+    total = tl.load(qkv_ptr + offsets, mask, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        total += tl.load(qkv_ptr + part * part_stride + offsets, mask, other=0.0).to(tl.float32)
+    return total.to(dtype)
+
+
+@triton.jit
+def _norm_and_turn(
+    first, second, norm_ptr, cos, sin, eps, HALF: tl.constexpr, HALF_PAD: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    """Per-head RMSNorm (with NORM) and rope of heads given as two halves [N, HALF_PAD]; cos, sin [HALF_PAD]."""
+    dtype: tl.constexpr = first.dtype
+    if NORM:
+        column = tl.arange(0, HALF_PAD)
+        first32, second32 = first.to(tl.float32), second.to(tl.float32)
+        squares = tl.sum(first32 * first32 + second32 * second32, 1)
+        scale = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
+        weight = tl.load(norm_ptr + column, column < HALF, other=0.0)
+        first = (first32 * scale).to(dtype) * weight[None, :]
+        weight = tl.load(norm_ptr + HALF + column, column < HALF, other=0.0)
+        second = (second32 * scale).to(dtype) * weight[None, :]
+    first32, second32 = first.to(tl.float32), second.to(tl.float32)
+    turned_first = first32 * cos[None, :] - second32 * sin[None, :]
+    turned_second = second32 * cos[None, :] + first32 * sin[None, :]
+    return turned_first.to(dtype), turned_second.to(dtype)
+
+
+@triton.jit
+def split_length(context, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr):
+    """Tokens of each split of a context: whole blocks, and a function of the context alone."""
+    return tl.maximum(tl.cdiv(tl.cdiv(context, MAX_SPLITS), BLOCK_N) * BLOCK_N, MIN_SPLIT)
+
+
+@triton.jit
+def _load_block(
+    k_ptr, v_ptr, table_ptr, start, end, row_size,
+    HALF: tl.constexpr, HALF_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Both halves of the keys, and the values, of positions start : start + BLOCK_N; zeros from `end` on."""
+    position = start + tl.arange(0, BLOCK_N)
+    valid = position < end
+    rows = paging.row_offsets(table_ptr, position, valid, row_size)[:, None]
+    half, dim = tl.arange(0, HALF_PAD)[None, :], tl.arange(0, DIM_PAD)[None, :]
+    half_mask = valid[:, None] & (half < HALF)
+    first = tl.load(k_ptr + rows + half, half_mask, other=0.0)
+    second = tl.load(k_ptr + rows + HALF + half, half_mask, other=0.0)
+    value = tl.load(v_ptr + rows + dim, valid[:, None] & (dim < HEAD_DIM), other=0.0)
+    return first, second, value
+
+
+@triton.jit
+def _kernel(
+    qkv_ptr, positions_ptr, slots_ptr, page_table_ptr, cos_ptr, sin_ptr, q_norm_ptr, k_norm_ptr,
+    k_cache_ptr, v_cache_ptr, partial_ptr, log_sum_ptr, arrived_ptr, out_ptr,
+    scale, eps, part_stride, table_stride, row_size, q_heads, kv_heads, group,
+    PARTS: tl.constexpr, GROUP_PAD: tl.constexpr, GROUP_POWER: tl.constexpr, HALF: tl.constexpr,
+    HALF_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_N: tl.constexpr,
+    NORM: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One program (sequence, key/value head, share): every num_programs(2)-th split of the sequence.
+
+    Tensors as in `reference`; part_stride: elements of one part of qkv; row_size = Hk * D. Scratch: partial
+    [B, Hq, MAX_SPLITS, D] and log_sum [B, Hq, MAX_SPLITS] in fp32 hold each split's own attention output and
+    the log2 of its sum of exponentials; arrived [B, Hk] int32 is zero before and after.
+    """
+    start_dependents(PDL)
+    sequence, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    shares = tl.num_programs(2)
+    # Nothing up to `await_previous` is written by this step's kernels: the lengths, the pages, the old keys.
+    position = tl.load(positions_ptr + sequence).to(tl.int32)
+    context = position + 1
+    length = split_length(context, BLOCK_N, MIN_SPLIT, MAX_SPLITS)
+    splits = tl.cdiv(context, length)
+    if share >= splits:
+        return
+    slot = tl.load(slots_ptr + sequence).to(tl.int64)
+    table_ptr = page_table_ptr + slot * table_stride
+    k_ptr, v_ptr = k_cache_ptr + kv_head * HEAD_DIM, v_cache_ptr + kv_head * HEAD_DIM
+    dtype: tl.constexpr = k_cache_ptr.dtype.element_ty
+    first, second, value = _load_block(
+        k_ptr, v_ptr, table_ptr, share * length, tl.minimum((share + 1) * length, position), row_size,
+        HALF, HALF_PAD, HEAD_DIM, DIM_PAD, BLOCK_N,
+    )  # fmt: skip
+    half, dim = tl.arange(0, HALF_PAD), tl.arange(0, DIM_PAD)
+    in_half, in_head = half < HALF, dim < HEAD_DIM
+    cos = tl.load(cos_ptr + position * HALF + half, in_half, other=0.0)
+    sin = tl.load(sin_ptr + position * HALF + half, in_half, other=0.0)
+    await_previous(PDL)
+
+    member = tl.arange(0, GROUP_PAD)
+    width = (q_heads + 2 * kv_heads) * HEAD_DIM
+    qkv_row = sequence.to(tl.int64) * width
+    heads = qkv_row + (kv_head * group + member)[:, None] * HEAD_DIM + half[None, :]
+    mask = (member < group)[:, None] & in_half[None, :]
+    q_first = _load_heads(qkv_ptr, part_stride, heads, mask, PARTS, dtype)
+    q_second = _load_heads(qkv_ptr, part_stride, heads + HALF, mask, PARTS, dtype)
+    q_first, q_second = _norm_and_turn(q_first, q_second, q_norm_ptr, cos, sin, eps, HALF, HALF_PAD, NORM)
+
+    head = sequence * q_heads + kv_head * group + member
+    for split in range(share, splits, shares):
+        end = tl.minimum((split + 1) * length, position)
+        acc = tl.zeros((GROUP_PAD, DIM_PAD), tl.float32)
+        row_sum = tl.zeros((GROUP_PAD,), tl.float32)
+        row_max = tl.full((GROUP_PAD,), -1.0e30, tl.float32)
+        for start in range(split * length, end, BLOCK_N):
+            scores = tl.dot(q_first, tl.trans(first), input_precision="ieee")
+            scores = tl.dot(q_second, tl.trans(second), scores, input_precision="ieee") * scale
+            scores = tl.where((start + tl.arange(0, BLOCK_N) < end)[None, :], scores, -float("inf"))
+            new_max = tl.maximum(row_max, tl.max(scores, 1))
+            weights = tl.exp2(scores - new_max[:, None])
+            correction = tl.exp2(row_max - new_max)
+            row_sum = row_sum * correction + tl.sum(weights, 1)
+            acc = tl.dot(weights.to(dtype), value, acc * correction[:, None], input_precision="ieee")
+            row_max = new_max
+            # The next block, of this split or of the next one this program has.
+            more = start + BLOCK_N < end
+            following = tl.where(more, split, split + shares)
+            first, second, value = _load_block(
+                k_ptr, v_ptr, table_ptr, tl.where(more, start + BLOCK_N, following * length),
+                tl.minimum((following + 1) * length, position), row_size,
+                HALF, HALF_PAD, HEAD_DIM, DIM_PAD, BLOCK_N,
+            )  # fmt: skip
+        if split == splits - 1:  # the new token is the last of the last split
+            new_k = qkv_row + (q_heads + kv_head) * HEAD_DIM + half
+            k_first = _load_heads(qkv_ptr, part_stride, new_k[None, :], in_half[None, :], PARTS, dtype)
+            k_second = _load_heads(qkv_ptr, part_stride, new_k[None, :] + HALF, in_half[None, :], PARTS, dtype)
+            k_first, k_second = _norm_and_turn(
+                k_first, k_second, k_norm_ptr, cos, sin, eps, HALF, HALF_PAD, NORM
+            )
+            new_v = qkv_row + (q_heads + kv_heads + kv_head) * HEAD_DIM + dim
+            v = _load_heads(qkv_ptr, part_stride, new_v, in_head, PARTS, dtype)
+            score = tl.sum(q_first.to(tl.float32) * k_first.to(tl.float32), 1)
+            score = (score + tl.sum(q_second.to(tl.float32) * k_second.to(tl.float32), 1)) * scale
+            new_max = tl.maximum(row_max, score)
+            weight = tl.exp2(score - new_max)
+            correction = tl.exp2(row_max - new_max)
+            row_sum = row_sum * correction + weight
+            acc = acc * correction[:, None] + weight[:, None] * v.to(tl.float32)[None, :]
+            row_max = new_max
+            page = tl.load(table_ptr + position // paging.PAGE_SIZE).to(tl.int64)
+            slot_row = (page * paging.PAGE_SIZE + position % paging.PAGE_SIZE) * row_size
+            tl.store(k_ptr + slot_row + half[None, :], k_first, in_half[None, :])
+            tl.store(k_ptr + slot_row + HALF + half[None, :], k_second, in_half[None, :])
+            tl.store(v_ptr + slot_row + dim, v, in_head)
+        result = acc / row_sum[:, None]
+        inside = (member < group)[:, None] & in_head[None, :]
+        if splits == 1:
+            out = out_ptr + head.to(tl.int64)[:, None] * HEAD_DIM + dim[None, :]
+            tl.store(out, result.to(dtype), inside)
+        else:
+            place = head.to(tl.int64) * MAX_SPLITS + split
+            tl.store(partial_ptr + place[:, None] * HEAD_DIM + dim[None, :], result, inside)
+            tl.store(log_sum_ptr + place, row_max + tl.log2(row_sum), member < group)
+    if splits == 1:
+        return
+
+    # The last of the sequence's programs to get here has everybody's results before it.
+    tl.debug_barrier()
+    counter_ptr = arrived_ptr + sequence * kv_heads + kv_head
+    before = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
+    if before == tl.minimum(shares, splits) - 1:
+        tl.store(counter_ptr, 0)
+        member = tl.arange(0, GROUP_POWER)
+        place = (sequence * q_heads + kv_head * group + member).to(tl.int64)
+        in_group = member < group
+        split_index = tl.arange(0, MAX_SPLITS)
+        log_sum = tl.load(
+            log_sum_ptr + place[None, :] * MAX_SPLITS + split_index[:, None],
+            (split_index < splits)[:, None] & in_group[None, :], other=-1.0e30,
+        )  # fmt: skip
+        largest = tl.max(log_sum, 0)
+        total = tl.sum(tl.exp2(log_sum - largest[None, :]), 0)
+        combined = tl.zeros((GROUP_POWER, DIM_PAD), tl.float32)
+        for start in range(0, splits, CHUNK):
+            split_index = start + tl.arange(0, CHUNK)
+            source = place[None, :] * MAX_SPLITS + split_index[:, None]
+            written = (split_index < splits)[:, None] & in_group[None, :]
+            weight = tl.exp2(tl.load(log_sum_ptr + source, written, other=-1.0e30) - largest[None, :])
+            partial = tl.load(
+                partial_ptr + source[:, :, None] * HEAD_DIM + dim[None, None, :],
+                written[:, :, None] & in_head[None, None, :], other=0.0,
+            )  # fmt: skip
+            combined += tl.sum(partial * weight[:, :, None], 0)
+        out = out_ptr + place[:, None] * HEAD_DIM + dim[None, :]
+        tl.store(out, (combined / total[:, None]).to(dtype), in_group[:, None] & in_head[None, :])
+
+
+def tile(head_dim: int, dtype: torch.dtype, where: Target) -> dict[str, int]:
+    """BLOCK_N, warps and stages: the block in hand and the next one are in registers."""
+    large = dtype == torch.float32
+    block_n = 16 if head_dim > 128 or (large and head_dim > 64) else 32 if large or head_dim > 64 else 64
+    return {"BLOCK_N": block_n, "num_warps": where.warps(256 if large else 128), "num_stages": 1}
+
+
+class Scratch:
+    """The memory that programs of one launch exchange their results in, kept between launches.
+
+    Launches that share it must be on one stream.
+    """
+
+    def __init__(self, batch: int, q_heads: int, kv_heads: int, head_dim: int, device: torch.device) -> None:
+        self.partial = torch.empty(batch, q_heads, MAX_SPLITS, head_dim, device=device)
+        self.log_sum = torch.empty(batch, q_heads, MAX_SPLITS, device=device)
+        self.arrived = torch.zeros(batch, kv_heads, dtype=torch.int32, device=device)
+
+
+_scratch: dict[tuple[object, ...], Scratch] = {}
+
+
+def scratch(batch: int, q_heads: int, kv_heads: int, head_dim: int, device: torch.device) -> Scratch:
+    """The scratch memory for a batch of such shapes, made at first use."""
+    key = (triton.next_power_of_2(batch), q_heads, kv_heads, head_dim, device)
+    if key not in _scratch:
+        _scratch[key] = Scratch(*key)  # pyright: ignore[reportArgumentType]
+    return _scratch[key]
+
+
+def share_count(batch: int, kv_heads: int, where: Target) -> int:
+    """Programs for each sequence and head: about four to a processor, at most one a split."""
+    wanted = max(1, 4 * where.processors // (batch * kv_heads))
+    return min(triton.next_power_of_2(wanted), MAX_SPLITS)
+
+
+def triton_decode_attention(
+    qkv: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    page_table: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    q_heads: int,
+    scale: float,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """As `reference`; qkv is contiguous."""
+    parts, batch, _ = qkv.shape
+    kv_heads, head_dim = k_cache.shape[2:]
+    where = target(qkv.device)
+    half, group = head_dim // 2, q_heads // kv_heads
+    out = k_cache.new_empty(batch, q_heads * head_dim)
+    space = scratch(batch, q_heads, kv_heads, head_dim, qkv.device)
+    _kernel[(batch, kv_heads, share_count(batch, kv_heads, where))](
+        qkv, positions, slots, page_table, cos, sin, q_norm, k_norm, k_cache, v_cache,
+        space.partial, space.log_sum, space.arrived, out,
+        scale * math.log2(math.e), eps, qkv.stride(0), page_table.stride(0), kv_heads * head_dim,
+        q_heads, kv_heads, group, PARTS=parts, GROUP_PAD=padded(group),
+        GROUP_POWER=triton.next_power_of_2(group), HALF=half, HALF_PAD=padded(half),
+        HEAD_DIM=head_dim, DIM_PAD=padded(head_dim), NORM=q_norm is not None,
+        MIN_SPLIT=MIN_SPLIT, MAX_SPLITS=MAX_SPLITS, CHUNK=8, **tile(head_dim, k_cache.dtype, where),
+        **where.chain(early=batch == 1),
+    )  # fmt: skip
+    return out

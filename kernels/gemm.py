@@ -1,0 +1,117 @@
+"""The linear layers of a few tokens (2 to 64), which are bound by reading the weights, as one GEMV is.
+
+The weights are the first operand of the tensor cores and the tokens the second, so that a tile of weights
+streams through however few tokens there are. Where there are too few tiles to fill the GPU, K is split and
+the consumer adds the partial sums, in order: no atomics, and the same sums in the same order for every
+number of tokens, so that a token's result does not depend on the others, bit for bit.
+"""
+
+import torch
+from torch import Tensor
+
+from ._triton import Target, await_previous, start_dependents, target, tl, triton
+
+MAX_ROWS = 64
+"""Tokens up to which this kernel is used; beyond, arithmetic counts and a GEMM library is at home."""
+
+
+@triton.jit
+def _kernel(
+    x_ptr, weight_ptr, bias_ptr, out_ptr, rows, outputs, K: tl.constexpr, SLICE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    BIAS: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One program (tile, split): BLOCK_N rows of weights, SLICE columns of K, all tokens.
+
+    x [rows, K], rows <= BLOCK_M; weight [outputs, K], with GATED [2 * outputs, K] (gate rows, then up
+    rows), of which a tile takes BLOCK_N / 2 pairs; bias likewise; out [splits, rows, outputs]: partial sums
+    in fp32 unless there is one split. GATED needs one split.
+    """
+    start_dependents(PDL)
+    split = tl.program_id(1)
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    if GATED:  # pairs side by side: gate, up, gate, up, ...
+        inside = row < 2 * outputs
+        row = row // 2 + row % 2 * outputs
+    else:
+        inside = row < outputs
+    token = tl.arange(0, BLOCK_M)
+    column = tl.arange(0, BLOCK_K)
+    first = split * SLICE
+    weight_row_ptr = weight_ptr + row.to(tl.int64) * K + first
+    await_previous(PDL)
+    weight_tile_ptr = weight_row_ptr[:, None] + column[None, :]
+    x_tile_ptr = x_ptr + token[:, None] * K + first + column[None, :]
+    sums = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for start in tl.range(0, SLICE, BLOCK_K, num_stages=STAGES):
+        valid = (start + column < SLICE) & (first + start + column < K)
+        weight = tl.load(weight_tile_ptr + start, inside[:, None] & valid[None, :], other=0.0)
+        x = tl.load(x_tile_ptr + start, (token < rows)[:, None] & valid[None, :], other=0.0)
+        sums = tl.dot(weight, tl.trans(x), sums, input_precision="ieee")
+    if BIAS:
+        bias = tl.load(bias_ptr + row, inside & (split == 0), other=0.0)
+        sums += bias.to(tl.float32)[:, None]
+    if GATED:
+        pairs = tl.permute(tl.reshape(sums, (BLOCK_N // 2, 2, BLOCK_M)), (0, 2, 1))
+        gate, up = tl.split(pairs)
+        y = gate / (1 + tl.exp(-gate)) * up
+        output = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+    else:
+        y = sums
+        output = row
+    out = out_ptr + (split * rows + token[None, :]).to(tl.int64) * outputs + output[:, None]
+    mask = (output < outputs)[:, None] & (token < rows)[None, :]
+    tl.store(out, y.to(out_ptr.dtype.element_ty), mask)
+
+
+def tile(inputs: int, outputs: int, dtype: torch.dtype, where: Target, *, split: bool) -> dict[str, int]:
+    """BLOCK_N, BLOCK_K, STAGES, warps and the SLICE of K of one program, for any number of tokens.
+
+    `outputs` counts rows of weights. With `split`, K is cut until there are about two programs for each
+    processor, but into slices of at least 256.
+    """
+    wide = outputs >= 64 * 1024  # the output layer: fewer, larger tiles
+    block_n, block_k, stages = (128, 64, 3) if wide else (64, 128 if where.pdl else 64, 4 if where.pdl else 3)
+    if where.hip:
+        block_n, stages = 64, 1
+    tiles = triton.cdiv(outputs, block_n)
+    splits = 1
+    if split:
+        while tiles * splits < where.processors * 3 // 2 and inputs // (2 * splits) >= 256 and splits < 8:
+            splits *= 2
+    piece = triton.cdiv(inputs, splits)
+    return {
+        "SLICE": triton.cdiv(piece, block_k) * block_k,
+        "BLOCK_N": block_n,
+        "BLOCK_K": block_k,
+        "STAGES": stages,
+        "num_warps": where.warps(128),
+    }
+
+
+def gemm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    gated: bool = False,
+    split: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """x [T, K] with T <= MAX_ROWS, weight [N, K] -> [S, T, N], whose sum over S is x W^T (+ bias).
+
+    S is 1 unless `split` allows more. One part has `dtype` (default x's), several are in fp32. gated: weight
+    [2N, K] gives silu(first half) * second half.
+    """
+    rows, inputs = x.shape
+    weight_rows = weight.shape[0]
+    outputs = weight_rows // 2 if gated else weight_rows
+    where = target(x.device)
+    options = tile(inputs, weight_rows, weight.dtype, where, split=split)
+    splits = triton.cdiv(inputs, options["SLICE"])
+    out = x.new_empty((splits, rows, outputs), dtype=torch.float32 if splits > 1 else dtype)
+    _kernel[(triton.cdiv(weight_rows, options["BLOCK_N"]), splits)](
+        x, weight, bias, out, rows, outputs, K=inputs,
+        BLOCK_M=max(16, triton.next_power_of_2(rows)), BIAS=bias is not None, GATED=gated, **options, **where.chain(early=False),
+    )  # fmt: skip
+    return out

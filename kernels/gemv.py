@@ -1,0 +1,112 @@
+"""The linear layers of one token (matrix times vector), with the norm before and the sum or SwiGLU after them.
+
+All that counts is to keep the memory busy: every program asks for the first tile of its weights before it
+waits for the kernel before it (programmatic dependent launch), and for the next tile before it uses one.
+"""
+
+import torch
+from torch import Tensor
+
+from ._triton import Target, await_previous, start_dependents, target, tl, triton
+
+
+@triton.jit
+def _kernel(
+    x_ptr, norm_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, outputs, eps,
+    K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_N outputs, the whole of K.
+
+    x, norm [K]; weight [outputs, K], with GATED [2 * outputs, K] (gate rows, then up rows); bias as many;
+    residual, out [outputs]. Products and sums are in fp32. NORM multiplies x by the norm's weight and the
+    result by 1 / rms(x), which is a scalar: the row is read once.
+    """
+    start_dependents(PDL)
+    output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = output < outputs
+    column = tl.arange(0, BLOCK_K)
+    gate_ptr = weight_ptr + output[:, None].to(tl.int64) * K + column[None, :]
+    up_ptr = gate_ptr + outputs.to(tl.int64) * K
+    mask = inside[:, None] & (column < K)[None, :]
+    gate = tl.load(gate_ptr, mask, other=0.0)
+    if GATED:
+        up = tl.load(up_ptr, mask, other=0.0)
+    if NORM:
+        norm = tl.load(norm_ptr + column, column < K, other=0.0)
+    await_previous(PDL)
+    gate_sum = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    up_sum = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    squares = tl.zeros((BLOCK_K,), tl.float32)
+    for start in tl.static_range(0, K, BLOCK_K):
+        if start + BLOCK_K < K:
+            following = start + BLOCK_K + column < K
+            mask = inside[:, None] & following[None, :]
+            next_gate = tl.load(gate_ptr + start + BLOCK_K, mask, other=0.0)
+            if GATED:
+                next_up = tl.load(up_ptr + start + BLOCK_K, mask, other=0.0)
+            if NORM:
+                next_norm = tl.load(norm_ptr + start + BLOCK_K + column, following, other=0.0)
+        x = tl.load(x_ptr + start + column, start + column < K, other=0.0).to(tl.float32)
+        if NORM:
+            squares += x * x
+            x *= norm.to(tl.float32)
+        gate_sum += gate.to(tl.float32) * x[None, :]
+        if GATED:
+            up_sum += up.to(tl.float32) * x[None, :]
+        if start + BLOCK_K < K:
+            gate = next_gate
+            if GATED:
+                up = next_up
+            if NORM:
+                norm = next_norm
+    scale = 1.0
+    if NORM:
+        scale = tl.rsqrt(tl.sum(squares) / K + eps)
+    y = tl.sum(gate_sum, 1) * scale
+    if BIAS:
+        y += tl.load(bias_ptr + output, inside, other=0.0).to(tl.float32)
+    if GATED:
+        z = tl.sum(up_sum, 1) * scale
+        if BIAS:
+            z += tl.load(bias_ptr + outputs + output, inside, other=0.0).to(tl.float32)
+        y = y / (1 + tl.exp(-y)) * z
+    if RESIDUAL:
+        y += tl.load(residual_ptr + output, inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + output, y.to(out_ptr.dtype.element_ty), inside)
+
+
+def tile(inputs: int, gated: bool, dtype: torch.dtype, where: Target) -> dict[str, int]:
+    """BLOCK_N x BLOCK_K and warps: 32 to 64 weights a thread, in a few rows read in long runs."""
+    block_k = min(triton.next_power_of_2(inputs), 1024 if inputs > 4096 or dtype.itemsize > 2 else 2048)
+    threads = max(64, (8 if gated else 4) * block_k // (32 if gated else 64))
+    return {"BLOCK_N": 4, "BLOCK_K": block_k, "num_warps": where.warps(threads), "num_stages": 1}
+
+
+def gemv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    gated: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """x [1, K], weight [N, K] -> [1, N] in `dtype` (default x's), sums in fp32.
+
+    norm [K]: x is normalised by RMSNorm first. residual [1, N] is added. gated: weight [2N, K] gives
+    silu(first half) * second half.
+    """
+    outputs, inputs = weight.shape
+    outputs = outputs // 2 if gated else outputs
+    where = target(x.device)
+    out = x.new_empty((1, outputs), dtype=dtype)
+    options = tile(inputs, gated, weight.dtype, where)
+    _kernel[(triton.cdiv(outputs, options["BLOCK_N"]),)](
+        x, norm, weight, bias, residual, out, outputs, eps, K=inputs,
+        NORM=norm is not None, BIAS=bias is not None, RESIDUAL=residual is not None, GATED=gated,
+        **options, **where.chain(early=True),
+    )  # fmt: skip
+    return out

@@ -1,0 +1,116 @@
+"""The linear layers of a decoder, each fused with what comes before and after it, for any number of tokens.
+
+One token is a matrix-vector product and up to gemm.MAX_ROWS are bound by the weights as well: they have
+kernels of their own in 16 bits. More tokens, and fp32, go to the vendor's library through PyTorch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import mul, rmsnorm, skip_rmsnorm, swiglu
+from .gemm import MAX_ROWS, gemm
+from .gemv import gemv
+
+
+class Hidden(NamedTuple):
+    """The residual stream [T, H] and, where a kernel had it at hand, what the next layer's norm makes of it."""
+
+    stream: Tensor
+    normed: Tensor | None = None
+
+    def rows(self, index: Tensor) -> Hidden:
+        """Some tokens' rows."""
+        return Hidden(self.stream[index], None if self.normed is None else self.normed[index])
+
+
+class ReferenceLinear:
+    """In plain PyTorch: the specification, and the CPU's path."""
+
+    def norm_linear(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Partial sums [S, T, N] whose sum over S is rmsnorm(stream) W^T + bias; weight [N, H]."""
+        return F.linear(rmsnorm.reference(hidden.stream, norm, eps), weight, bias)[None]
+
+    def linear_add(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, hidden: Hidden, norm: Tensor, eps: float
+    ) -> Hidden:
+        """The stream plus x W^T + bias; x [T, K], weight [H, K]. `norm` [H] is the norm that reads it next."""
+        return Hidden(hidden.stream + F.linear(x, weight, bias))
+
+    def norm_gate_up(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """silu(gate) * up [T, F], where rmsnorm(stream) W^T + bias is gate, then up; weight [2F, H]."""
+        normed = rmsnorm.reference(hidden.stream, norm, eps)
+        return swiglu.reference(F.linear(normed, weight, bias))
+
+    def norm_logits(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
+        """rmsnorm(stream) W^T in fp32 [T, V]; weight [V, H]."""
+        return F.linear(rmsnorm.reference(hidden.stream, norm, eps), weight).float()
+
+
+class UnfusedLinear(ReferenceLinear):
+    """Every step a launch of its own: what fusion is measured against."""
+
+    def norm_linear(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(rmsnorm.triton_rmsnorm(hidden.stream, norm, eps), weight, bias)[None]
+
+    def norm_gate_up(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+        normed = rmsnorm.triton_rmsnorm(hidden.stream, norm, eps)
+        gate, up = F.linear(normed, weight, bias).chunk(2, -1)
+        return mul.triton_mul(F.silu(gate), up)
+
+    def norm_logits(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
+        return F.linear(rmsnorm.triton_rmsnorm(hidden.stream, norm, eps), weight).float()
+
+
+@dataclass(frozen=True)
+class FusedLinear:
+    """The Triton kernels. With `batch_invariant` one token takes the kernel of several: the same sums."""
+
+    batch_invariant: bool = False
+
+    def _single(self, rows: int) -> bool:
+        return rows == 1 and not self.batch_invariant
+
+    def norm_linear(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self._single(len(hidden.stream)):
+            return gemv(hidden.stream, weight, bias, norm=norm, eps=eps)[None]
+        normed = _normed(hidden, norm, eps)
+        return gemm(normed, weight, bias, split=True) if _few(normed) else F.linear(normed, weight, bias)[None]
+
+    def linear_add(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, hidden: Hidden, norm: Tensor, eps: float
+    ) -> Hidden:
+        if self._single(len(x)):
+            return Hidden(gemv(x, weight, bias, residual=hidden.stream))
+        y = gemm(x, weight, bias, split=True) if _few(x) else F.linear(x, weight, bias)[None]
+        normed, total = skip_rmsnorm.triton_skip_rmsnorm(y, hidden.stream, norm, eps)
+        return Hidden(total, normed)
+
+    def norm_gate_up(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self._single(len(hidden.stream)):
+            return gemv(hidden.stream, weight, bias, norm=norm, eps=eps, gated=True)
+        normed = _normed(hidden, norm, eps)
+        if _few(normed):
+            return gemm(normed, weight, bias, gated=True)[0]
+        return swiglu.triton_swiglu(F.linear(normed, weight, bias))
+
+    def norm_logits(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
+        if self._single(len(hidden.stream)):
+            return gemv(hidden.stream, weight, norm=norm, eps=eps, dtype=torch.float32)
+        normed = _normed(hidden, norm, eps)
+        if _few(normed):
+            return gemm(normed, weight, dtype=torch.float32)[0]
+        return F.linear(normed, weight).float()
+
+
+def _normed(hidden: Hidden, norm: Tensor, eps: float) -> Tensor:
+    return rmsnorm.triton_rmsnorm(hidden.stream, norm, eps) if hidden.normed is None else hidden.normed
+
+
+def _few(x: Tensor) -> bool:
+    return len(x) <= MAX_ROWS and x.dtype.itemsize == 2
