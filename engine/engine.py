@@ -185,10 +185,10 @@ class Engine:
     def fail_all(self, message: str) -> None:
         """End every request in an error and forget whatever may not have been computed."""
         self._pending.clear()
+        self.pool.forget()
         for sequence in self.scheduler.sequences:
             self.scheduler.remove(sequence)
             sequence.sink(Failed(sequence.request_id, message, sequence.detokenizer.text))
-        self.pool.forget()
 
     def _finish_step(self, batch: Batch, step: Step) -> None:
         tokens = step.tokens()

@@ -31,9 +31,11 @@ def make_sequence(request_id: int, prompt: int | list[int], total: int) -> Seque
     )
 
 
-def make_scheduler(pages: int = 100, chunk: int = 32, step: int = 40, **options) -> Scheduler:
+def make_scheduler(
+    pages: int = 100, chunk: int = 32, step: int = 40, max_sequences: int = 8, **switches: bool
+) -> Scheduler:
     pool = PagePool(1 + pages)
-    return Scheduler(pool, chunk_tokens=chunk, step_tokens=step, **({"max_sequences": 8} | options))
+    return Scheduler(pool, chunk_tokens=chunk, step_tokens=step, max_sequences=max_sequences, **switches)
 
 
 def finish(scheduler: Scheduler, batch: Batch) -> None:
