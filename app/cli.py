@@ -19,6 +19,7 @@ from .. import __version__
 from ..models.errors import UserError
 from ..models.units import format_bytes, format_count
 from . import log
+from .bench.cli import bench
 from .interrupt import lasting_interrupt, on_interrupt
 from .library import NO_MODEL, find, scan
 from .paths import HOME_VARIABLE, Paths
@@ -60,6 +61,7 @@ app = typer.Typer(
 )
 models = typer.Typer(help="List, remove and check the converted models.")
 app.add_typer(models, name="models")
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:
@@ -414,57 +416,6 @@ def doctor(
         typer.echo(inert(report.as_text()))
     if report.problems:
         raise typer.Exit(1)
-
-
-@app.command()
-def bench(
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="A converted model; default: the one used last, or the only one."),
-    ] = None,
-    batch: Annotated[
-        list[int] | None,
-        typer.Option(metavar="N", min=1, help="Requests at once; may be given several times; default: 1."),
-    ] = None,
-    prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of each prompt.")] = 128,
-    new_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens of each reply.")] = 128,
-    device: Annotated[Device, typer.Option(help="auto takes a GPU when there is one.")] = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="auto suits the stored weights and the device.")] = "auto",
-    compare: Annotated[
-        bool, typer.Option(help="Time transformers beside us, with the same weights on the same tokens.")
-    ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead.")] = False,
-) -> None:
-    """Measure time to first token and decoding speed on this machine."""
-    paths = Paths.default()
-    checkpoint = find(paths.models, model, _load_settings(paths).model)
-    with _console().status("Measuring"):
-        from .bench import bench_decode
-
-        for size in batch or [1]:
-            report = bench_decode(
-                checkpoint,
-                device=device,
-                dtype=dtype,
-                batch=size,
-                prompt_tokens=prompt_tokens,
-                new_tokens=new_tokens,
-                compare=compare,
-            )
-            typer.echo(json.dumps(report) if as_json else _bench_lines(report))
-
-
-def _bench_lines(report: dict[str, Any]) -> str:
-    lines = [
-        f"{report['model']} on {report['device']}, {report['dtype']}, batch {report['batch']}, "
-        f"{report['prompt_tokens']} + {report['new_tokens']} tokens:"
-    ]
-    for result in report["results"]:
-        lines.append(
-            f"  {result['engine']:<13} {result['decode_tokens_per_s']:9.1f} tokens/s, "
-            f"first token after {1000 * result['ttft_s']:.1f} ms"
-        )
-    return "\n".join(lines)
 
 
 def _console() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Sequences
 
@@ -29,17 +30,16 @@ from .events import (
     Usage,
 )
 from .kv_cache import PagePool, allocate_cache
-from .memory import STEP_TOKENS, MemoryPlan, plan_memory
+from .memory import CHUNK_TOKENS, STEP_TOKENS, MemoryPlan, plan_memory
 from .no_tokenizer import NoTokenizer
-from .options import EngineOptions
+from .options import DEFAULT_OPTIONS, EngineOptions
 from .request import GenerationRequest, Message
-from .runner import ModelRunner
-from .scheduler import Scheduler
+from .runner import ModelRunner, Step
+from .scheduler import Batch, Scheduler
 from .sequence import Sequence
 from .tokenizer import Tokenizer
 
 Sink = Callable[[Event], None]
-DEFAULT = EngineOptions()
 
 
 class _Counter:
@@ -66,8 +66,14 @@ class Engine:
         self.runner = ModelRunner(model, cache, weight.device)
         self.pool = PagePool(plan.kv_pages)
         self.scheduler = Scheduler(
-            self.pool, step_tokens=STEP_TOKENS[weight.device.type], max_sequences=options.max_sequences
+            self.pool,
+            chunk_tokens=CHUNK_TOKENS[weight.device.type],
+            step_tokens=STEP_TOKENS[weight.device.type],
+            max_sequences=options.max_sequences,
+            dynamic_kv=options.dynamic_kv,
+            prefix_cache=options.prefix_cache,
         )
+        self._pending: deque[tuple[Batch, Step]] = deque()
         self.info = ModelInfo(
             name=name,
             family=config.family,
@@ -87,7 +93,7 @@ class Engine:
     def load(
         cls,
         checkpoint: Checkpoint,
-        options: EngineOptions = DEFAULT,
+        options: EngineOptions = DEFAULT_OPTIONS,
         progress: Callable[[LoadProgress], None] = lambda _: None,
     ) -> Engine:
         """Load a converted model.
@@ -97,7 +103,7 @@ class Engine:
         config = checkpoint.config
         device = resolve_device(options.device)
         dtype = resolve_dtype(options.dtype, device, checkpoint.manifest.dtype)
-        plan = plan_memory(config, dtype, device, max_context=options.max_context)
+        plan = plan_memory(config, dtype, device, options)
         tokenizer = Tokenizer(checkpoint.path)
         checkpoint.verify(progress=_Counter(checkpoint.size, "Checking the files", progress))
         counter = _Counter(checkpoint.weights.stat().st_size, "Loading the weights", progress)
@@ -106,21 +112,21 @@ class Engine:
         return cls(model, tokenizer, plan, options, name=checkpoint.manifest.name)
 
     @classmethod
-    def random(cls, config: ModelConfig, options: EngineOptions = DEFAULT, *, name: str) -> Engine:
+    def random(cls, config: ModelConfig, options: EngineOptions = DEFAULT_OPTIONS, *, name: str) -> Engine:
         """A model of random weights and no vocabulary, for benchmarks; nothing is read from disk.
 
         Raises UserError (unknown device, not enough memory).
         """
         device = resolve_device(options.device)
         dtype = resolve_dtype(options.dtype, device, config.dtype)
-        plan = plan_memory(config, dtype, device, max_context=options.max_context)
+        plan = plan_memory(config, dtype, device, options)
         model = random_decoder(config, options.operators(device), device, dtype, plan.max_context)
         return cls(model, NoTokenizer(), plan, options, name=name)
 
     @property
     def busy(self) -> bool:
-        """Whether any request is unfinished."""
-        return bool(self.scheduler.running or self.scheduler.waiting)
+        """Whether any request is unfinished or any step in flight: whether `step` has something to do."""
+        return bool(self.scheduler.running or self.scheduler.waiting or self._pending)
 
     def count_tokens(self, messages: Sequences[Message]) -> int:
         """Tokens of the conversation, generation prompt included."""
@@ -165,30 +171,39 @@ class Engine:
                 self._finish(sequence, "cancelled")
 
     def step(self) -> None:
-        """Compute one batch and tell every request that got further."""
+        """Launch one batch, then tell every request how far the oldest batch in flight has brought it.
+
+        Where the runner works ahead, the batch just launched goes on while the one before it is told. An
+        exception leaves the engine in a state that only `fail_all` ends.
+        """
         batch = self.scheduler.schedule()
-        if batch is None:
-            return
-        tokens = iter(self.runner.run(batch))
-        now = time.monotonic()
-        for chunk in batch.chunks:
-            sequence = chunk.sequence
-            sequence.computed = chunk.start + chunk.count
-            if not batch.is_decode:
-                done = min(sequence.computed, sequence.prompt_len)
-                sequence.sink(PrefillProgress(sequence.request_id, done, sequence.prompt_len))
-            if sequence.computed == len(sequence.tokens):
-                self._accept(sequence, next(tokens), now)
+        if batch:
+            self._pending.append((batch, self.runner.launch(batch)))
+        if self._pending and (batch is None or len(self._pending) > self.runner.steps_ahead):
+            self._finish_step(*self._pending.popleft())
 
     def fail_all(self, message: str) -> None:
-        """End every request in an error."""
+        """End every request in an error and forget whatever may not have been computed."""
+        self._pending.clear()
+        self.pool.forget()
         for sequence in self.scheduler.sequences:
             self.scheduler.remove(sequence)
             sequence.sink(Failed(sequence.request_id, message, sequence.detokenizer.text))
 
+    def _finish_step(self, batch: Batch, step: Step) -> None:
+        tokens = step.tokens()
+        now = time.monotonic()
+        for chunk in batch.prefill:
+            sequence = chunk.sequence
+            if not sequence.finished:
+                done = min(chunk.start + chunk.count, sequence.prompt_len)
+                sequence.sink(PrefillProgress(sequence.request_id, done, sequence.prompt_len))
+        for sequence, token in zip(batch.drawing, tokens, strict=True):
+            if self.scheduler.accept(sequence, token):
+                self._accept(sequence, token, now)
+
     def _accept(self, sequence: Sequence, token: int, now: float) -> None:
-        """Append a drawn token, stream its text, and finish the request if this was its last."""
-        sequence.tokens.append(token)
+        """Stream the text of a new token, and finish the request if this was its last."""
         sequence.first_token = sequence.first_token or now
         sequence.last_token = now
         if token in self.tokenizer.eos_ids:
@@ -215,7 +230,7 @@ class Engine:
         now = time.monotonic()
         usage = Usage(
             prompt_tokens=sequence.prompt_len,
-            cached_prompt_tokens=0,
+            cached_prompt_tokens=sequence.cached,
             completion_tokens=sequence.completion_len,
             ttft_s=(sequence.first_token or now) - sequence.submitted,
             decode_tokens_per_s=sequence.decode_rate,

@@ -48,3 +48,6 @@ class EngineOptions:
         if self.flash_decoding:
             return ops
         return replace(ops, decode_attention=reference_operators().decode_attention)
+
+
+DEFAULT_OPTIONS = EngineOptions()

@@ -14,26 +14,56 @@ from .request import SamplingParams
 class Sequence:
     """Tokens so far, how many of them are in the KV cache, and where.
 
-    `tokens` is the prompt followed by what was generated; the last token drawn is always one that is not
-    computed yet.
+    The host may be a step behind the device: `computed` counts what was handed to the device, and
+    `in_flight` the tokens that were drawn there and are not yet in `tokens`. So a sequence past its prefill
+    has computed == length - 1: the token drawn last is always one that is not computed yet.
     """
 
     request_id: int
     tokens: list[int]
+    """The prompt followed by what was generated, as far as the host knows it."""
     prompt_len: int
     params: SamplingParams
     seed: int
     max_tokens: int
-    """The length of `tokens` at which the reply ends: prompt + max_new_tokens, or the full context."""
+    """The `length` at which the reply ends: prompt + max_new_tokens, or the full context."""
     detokenizer: Detokenizer
     sink: Callable[[Event], None]
     submitted: float
     """All times: seconds on the monotonic clock."""
-    computed: int = 0
+    salt: bytes = b""
+    """What the keys and values depend on besides the tokens (images): part of the prefix cache's keys."""
+
+    # The scheduler's.
+    slot: int = -1
+    """Row of the sequence in the device's per-sequence state, from admission on; -1 while it waits."""
     pages: list[int] = field(default_factory=list)
+    computed: int = 0
+    in_flight: int = 0
+    prefill_len: int = 0
+    """Tokens that the prefill computes: all that there were at admission."""
+    cached: int = 0
+    """Prompt tokens that came from the prefix cache at the first admission."""
+    digests: list[bytes] = field(default_factory=list)
+    """Keys of the sequence's full blocks in the prefix cache, as far as they were needed."""
+    registered: int = 0
+    """Full blocks, from the first, that were offered to the prefix cache or came from it."""
+    preemptions: int = 0
+    finished: bool = False
+    """Ended, cancelled or failed: a token still in flight is dropped."""
+
     first_token: float | None = None
     last_token: float | None = None
-    cancelled: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens that the host or the device knows."""
+        return len(self.tokens) + self.in_flight
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether all of the prefill was handed to the device."""
+        return self.slot >= 0 and self.computed >= self.prefill_len
 
     @property
     def completion_len(self) -> int:

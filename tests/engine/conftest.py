@@ -17,6 +17,7 @@ from lite_llama.engine.detokenizer import Detokenizer
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.events import Event, Failed, Finished
 from lite_llama.engine.request import GenerationRequest, SamplingParams
+from lite_llama.engine.runner import ModelRunner, Step
 from lite_llama.engine.scheduler import Batch, Chunk
 from lite_llama.engine.sequence import Sequence
 from lite_llama.models.checkpoint import Checkpoint
@@ -95,8 +96,8 @@ def _prefill_logits(engine: Engine, sequences: Sequences[list[int]]) -> list[tor
             submitted=0.0,
         )
         assert engine.pool.grow(sequence.pages, len(tokens))
-        chunks.append(Chunk(sequence, 0, len(tokens)))
-    batch = engine.runner.upload(Batch(tuple(chunks), is_decode=False))
+        chunks.append(Chunk(sequence, 0, len(tokens), is_last=True))
+    batch = engine.runner.upload(chunks)
     logits = engine.runner.model(replace(batch, logit_rows=None), engine.runner.cache)
     for chunk in chunks:
         engine.pool.give_back(chunk.sequence.pages)
@@ -107,3 +108,39 @@ def _prefill_logits(engine: Engine, sequences: Sequences[list[int]]) -> list[tor
 def prefill_logits() -> Callable[[Engine, Sequences[list[int]]], list[torch.Tensor]]:
     """Runs token sequences as one ragged prefill batch; returns the logits [T, V] of each."""
     return _prefill_logits
+
+
+class RunnerAhead(ModelRunner):
+    """Lets the host work one step behind, as a GPU does.
+
+    What a decode reads is not the host's newest token, which may be old, but the device's, which is kept by
+    slot; where the host knows it too, they must agree.
+    """
+
+    steps_ahead = 1
+
+    def __init__(self, runner: ModelRunner) -> None:
+        super().__init__(runner.model, runner.cache, runner.device)
+        self._newest: dict[int, int] = {}
+
+    def launch(self, batch: Batch) -> Step:
+        decode = []
+        for sequence in batch.decode:
+            known, newest = sequence.tokens[: sequence.computed], self._newest[sequence.slot]
+            assert len(known) in (sequence.computed, sequence.computed - 1)
+            assert known[sequence.computed - 1 :] in ([], [newest])
+            decode.append(replace(sequence, tokens=[*known[: sequence.computed - 1], newest]))
+        step = super().launch(Batch(tuple(decode), batch.prefill))
+        for sequence, token in zip(batch.drawing, step.tokens(), strict=True):
+            self._newest[sequence.slot] = token
+        return step
+
+
+@pytest.fixture
+def run_ahead() -> Callable[[Engine], None]:
+    """Makes an engine's host work one step behind its device."""
+
+    def change(engine: Engine) -> None:
+        engine.runner = RunnerAhead(engine.runner)
+
+    return change

@@ -49,7 +49,7 @@ def test_tiny_models_in_fp32_give_the_cpus_tokens(tiny_model, run, architecture,
     ]
     for engine in engines:
         engine.tokenizer.eos_ids = frozenset()
-        engine.scheduler.step_tokens = 50  # so that prompts are cut and meet a cached prefix
+        engine.scheduler.chunk_tokens = 50  # so that prompts are cut and meet a cached prefix
     cpu, gpu = ([reply.token_ids for reply in run(engine, prompts, GREEDY)] for engine in engines)
     assert gpu == cpu
     assert engines[1].info.operators == "triton"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lite_llama.engine.memory import MemoryPlan, page_bytes, plan_memory
+from lite_llama.engine.options import EngineOptions
 from lite_llama.kernels import PAGE_SIZE
 from lite_llama.models.config import ModelConfig, RopeConfig
 from lite_llama.models.errors import UserError
@@ -31,9 +32,10 @@ CONFIG = ModelConfig(
 def plan(monkeypatch):
     """plan_memory on a machine with so many bytes of memory."""
 
-    def make(available: int, max_context: int | None = None) -> MemoryPlan:
+    def make(available: int, max_context: int | None = None, device: str = "cpu") -> MemoryPlan:
         monkeypatch.setattr("lite_llama.engine.memory.available_memory", lambda device: available)
-        return plan_memory(CONFIG, torch.bfloat16, torch.device("cpu"), max_context=max_context)
+        options = EngineOptions(max_context=max_context)
+        return plan_memory(CONFIG, torch.bfloat16, torch.device(device), options)
 
     return make
 
@@ -67,3 +69,21 @@ def test_a_context_that_was_asked_for_is_not_shortened(plan):
     with pytest.raises(UserError, match="8192 tokens"):
         plan(little, max_context=8192)
     assert plan(100 * 10**9, max_context=1000).max_context == 1000
+
+
+def test_on_a_gpu_a_short_context_does_not_starve_a_large_batch(plan):
+    made = plan(100 * 10**9, max_context=512, device="cuda")
+    assert made.max_context == 512
+    assert (made.kv_pages - 1) * PAGE_SIZE == 64 * 4096
+    little = int((made.weight_bytes + made.workspace_bytes + made.kv_bytes / 2) / 0.95)
+    squeezed = plan(little, max_context=512, device="cuda")
+    assert squeezed.max_context == 512
+    assert made.kv_pages // 2 - 2 <= squeezed.kv_pages <= made.kv_pages // 2
+
+
+def test_on_a_cpu_half_of_what_is_free_beyond_one_context_stays_free(plan):
+    need = plan(100 * 10**9)
+    two_contexts = 2 * 8192 // PAGE_SIZE * page_bytes(CONFIG, torch.bfloat16)
+    made = plan(int((need.weight_bytes + need.workspace_bytes + two_contexts) / 0.95))
+    assert made.max_context == 8192
+    assert made.kv_pages * PAGE_SIZE == pytest.approx(1.5 * 8192, abs=2 * PAGE_SIZE)

@@ -85,7 +85,7 @@ def test_ragged_batch_gives_the_oracles_greedy_tokens(pair, run):
         assert reply.reason == "length"
         assert reply.usage.prompt_tokens == len(prompt)
         assert reply.usage.completion_tokens == NEW_TOKENS
-    assert engine.pool.free == engine.pool.total
+    assert engine.pool.used == 0
 
 
 def test_alone_or_in_a_batch_the_tokens_are_the_same(pair, run):
@@ -99,27 +99,47 @@ def test_alone_or_in_a_batch_the_tokens_are_the_same(pair, run):
 def test_chunked_prefill_changes_nothing(pair, run):
     engine, _ = pair
     whole = run(engine, prompts(), GREEDY)
-    engine.scheduler.step_tokens, usual = 7, engine.scheduler.step_tokens
+    engine.pool.forget()
+    engine.scheduler.chunk_tokens, usual = 7, engine.scheduler.chunk_tokens
     try:
         chunked = run(engine, prompts(), GREEDY)
     finally:
-        engine.scheduler.step_tokens = usual
+        engine.scheduler.chunk_tokens = usual
     assert [reply.token_ids for reply in chunked] == [reply.token_ids for reply in whole]
+    assert sum(reply.usage.cached_prompt_tokens for reply in chunked) == 0
 
 
-def test_preemption_changes_nothing(pair, run):
+def test_working_a_step_ahead_changes_nothing(pair, run, run_ahead):
     engine, _ = pair
     whole = run(engine, prompts(), GREEDY)
-    usual = engine.pool
+    engine.pool.forget()
+    usual = engine.runner
+    run_ahead(engine)
+    try:
+        ahead = run(engine, prompts(), GREEDY)
+    finally:
+        engine.runner = usual
+    assert [reply.token_ids for reply in ahead] == [reply.token_ids for reply in whole]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_preemption_changes_nothing(pair, run, run_ahead, ahead):
+    engine, _ = pair
+    whole = run(engine, prompts(), GREEDY)
+    usual = engine.pool, engine.runner
     engine.pool = engine.scheduler.pool = PagePool(1 + 14)
+    if ahead:
+        run_ahead(engine)
     preempted = []
     original = engine.scheduler._preempt
     engine.scheduler._preempt = lambda victim: (preempted.append(victim), original(victim))[1]
     try:
         squeezed = run(engine, prompts(), GREEDY)
-        assert engine.pool.free == engine.pool.total
+        assert engine.pool.used == 0
     finally:
-        engine.pool = engine.scheduler.pool = usual
+        engine.pool, engine.runner = usual
+        engine.scheduler.pool = engine.pool
         engine.scheduler._preempt = original
+        engine.pool.forget()  # what it knew was written over
     assert preempted
     assert [reply.token_ids for reply in squeezed] == [reply.token_ids for reply in whole]

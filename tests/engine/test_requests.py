@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lite_llama.engine.engine import Engine
-from lite_llama.engine.events import Finished, PrefillProgress, Queued, TextDelta
+from lite_llama.engine.events import Failed, Finished, PrefillProgress, Queued, TextDelta
 from lite_llama.engine.options import EngineOptions
 from lite_llama.engine.request import GenerationRequest, Message, SamplingParams
 from lite_llama.engine.sampler import penalise_repetition
@@ -132,7 +132,7 @@ def test_cancel_ends_within_a_step_and_frees_the_pages(engine):
         engine.step()
     engine.cancel(1)
     assert not engine.busy
-    assert engine.pool.free == engine.pool.total
+    assert engine.pool.used == 0
     assert isinstance(events[-1], Finished)
     assert events[-1].reason == "cancelled"
     assert events[-1].usage.completion_tokens == 10
@@ -141,20 +141,76 @@ def test_cancel_ends_within_a_step_and_frees_the_pages(engine):
     engine.cancel(99)
 
 
-def test_cancel_in_the_middle_of_a_long_prompt(engine):
+def test_cancel_in_the_middle_of_a_long_prompt(engine, monkeypatch):
     events = []
-    engine.scheduler.step_tokens, usual = 16, engine.scheduler.step_tokens
+    monkeypatch.setattr(engine.scheduler, "chunk_tokens", 16)
+    monkeypatch.setattr(engine.scheduler, "step_tokens", 16)
     engine.submit_tokens(
         1, [5] * 200, GenerationRequest((), SamplingParams()), events.append, time.monotonic()
     )
     engine.step()
     engine.step()
     engine.cancel(1)
-    engine.scheduler.step_tokens = usual
     assert [event.done for event in events if isinstance(event, PrefillProgress)] == [16, 32]
     assert events[-1].reason == "cancelled"
     assert events[-1].text == ""
-    assert engine.pool.free == engine.pool.total
+    assert engine.pool.used == 0
+
+
+@pytest.fixture
+def engine_ahead(engine, run_ahead):
+    """The engine, its host one step behind its device."""
+    usual = engine.runner
+    run_ahead(engine)
+    engine.pool.forget()
+    yield engine
+    engine.runner = usual
+
+
+def test_tokens_of_a_request_that_ended_meanwhile_are_dropped(engine_ahead):
+    """Cancelled, or at an end of turn that the device did not know: the step in flight changes nothing."""
+    engine, events = engine_ahead, []
+    request = GenerationRequest((), SamplingParams(temperature=0))
+    for number in range(2):
+        engine.submit_tokens(number, [*PROMPT, number], request, events.append, time.monotonic())
+    for _ in range(10):
+        engine.step()
+    assert [len(sequence.tokens) for sequence in engine.scheduler.sequences] == [6 + 9, 6 + 9]
+    assert [sequence.in_flight for sequence in engine.scheduler.sequences] == [1, 1]
+    engine.cancel(0)
+    engine.tokenizer.eos_ids = frozenset(range(384))
+    engine.step()  # the next token of the other one ends it, with one more in flight
+    engine.tokenizer.eos_ids = frozenset()
+    seen = list(events)
+    assert [(event.request_id, event.reason) for event in seen if isinstance(event, Finished)] == [
+        (0, "cancelled"),
+        (1, "stop"),
+    ]
+    assert seen[-1].usage.completion_tokens == 10
+    assert engine.pool.used == 0
+    assert engine.busy
+    engine.step()
+    assert not engine.busy
+    assert events == seen
+
+
+def test_a_failing_step_ends_all_with_a_step_in_flight(engine_ahead, monkeypatch, run):
+    engine, events = engine_ahead, []
+    request = GenerationRequest((), SamplingParams(temperature=0, max_new_tokens=50))
+    for number in range(2):
+        engine.submit_tokens(number, [number] * 40, request, events.append, time.monotonic())
+    for _ in range(6):
+        engine.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.runner, "launch", lambda batch: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.step()
+    engine.fail_all("broken")
+    assert [(type(event), event.request_id) for event in events[-2:]] == [(Failed, 0), (Failed, 1)]
+    assert not engine.busy
+    assert engine.pool.free == engine.pool.total  # nothing cached: it may never have been computed
+    (reply,) = run(engine, [[1] * 40], SamplingParams(temperature=0, max_new_tokens=5))
+    assert reply.usage.cached_prompt_tokens == 0
 
 
 def test_the_context_is_the_limit(tiny_model, run):
@@ -168,7 +224,7 @@ def test_the_context_is_the_limit(tiny_model, run):
     assert reply.usage.completion_tokens == 10
     with pytest.raises(UserError, match=r"600 tokens and tiny can hold 600: start a new chat"):
         run(engine, [[5] * 600], SamplingParams())
-    assert engine.pool.free == engine.pool.total
+    assert engine.pool.used == 0
 
 
 def test_the_chat_template_is_the_checkpoints(engine):

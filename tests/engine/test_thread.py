@@ -124,7 +124,7 @@ def test_without_a_model_the_request_fails_in_words(thread):
 
 def test_a_failing_step_reaches_every_request_and_the_thread_goes_on(loaded, monkeypatch):
     runner = loaded._engine.runner
-    good = runner.run
+    good = runner.launch
     calls = []
 
     def fail_at_the_fourth(batch):
@@ -133,14 +133,15 @@ def test_a_failing_step_reaches_every_request_and_the_thread_goes_on(loaded, mon
             raise RuntimeError("injected")
         return good(batch)
 
-    monkeypatch.setattr(runner, "run", fail_at_the_fourth)
+    monkeypatch.setattr(runner, "launch", fail_at_the_fourth)
     events = stream(loaded, ask(50))
     assert isinstance(events[-1], Failed)
     assert "injected" in events[-1].message
     assert events[-1].text == "".join(event.text for event in events if isinstance(event, TextDelta))
     *_, last = stream(loaded, ask(5))
     assert isinstance(last, Finished)
-    assert loaded._engine.pool.free == loaded._engine.pool.total
+    assert last.usage.cached_prompt_tokens == 0
+    assert loaded._engine.pool.used == 0
 
 
 def test_a_failing_sink_does_not_stop_the_thread(loaded):

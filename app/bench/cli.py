@@ -1,0 +1,367 @@
+"""The `bench` command: a mode each, the options that they share, and where the results go."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from ...models.checkpoint import MANIFEST, Checkpoint
+from ...models.errors import UserError
+from ..interrupt import lasting_interrupt
+from ..text import one_line
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="A converted model or its directory; default: the one used last, or the only one.",
+    ),
+]
+Shape = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Random weights at the shape of a published model; x lists them."),
+]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a GPU when there is one.")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(help="auto suits the stored weights and the device."),
+]
+Repeats = Annotated[
+    int, typer.Option(metavar="N", min=1, help="Measurements of each thing; the median counts.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Write <mode>-<model>-<device>.json there, and a plot (.png)."),
+]
+PromptTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of each prompt.")]
+NewTokens = Annotated[int, typer.Option(metavar="N", min=2, help="Tokens of each reply.")]
+MedianPrompt = Annotated[
+    int, typer.Option("--prompt-tokens", metavar="N", min=1, help="Median prompt length.")
+]
+MedianReply = Annotated[int, typer.Option("--new-tokens", metavar="N", min=2, help="Median reply length.")]
+
+_ARGUMENTS = "lite_llama.bench.arguments"
+
+
+class Modes(TyperGroup):
+    """Takes `decode` for the mode when none is named, and remembers the arguments for the report."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[_ARGUMENTS] = list(args)
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["decode", *args]
+        return super().parse_args(ctx, args)
+
+
+bench = typer.Typer(
+    cls=Modes,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@bench.callback()
+def describe() -> None:
+    """Measure the speed of this machine. Without a mode it is decode: bench --batch 8, say."""
+
+
+@bench.command()
+def decode(
+    ctx: typer.Context,
+    model: Model = None,
+    shape: Shape = None,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", min=1, help="Requests at once; may be given several times; default: 1."),
+    ] = None,
+    prompt_tokens: PromptTokens = 128,
+    new_tokens: NewTokens = 256,
+    compare: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Who runs beside us on the same weights and tokens: transformers, transformers-compiled, "
+            "both with a comma between, or none.",
+        ),
+    ] = "transformers",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    repeats: Repeats = 3,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Time to first token and decode rate, with transformers beside us."""
+    from .rivals import parse
+
+    rivals = parse(compare)
+    with _session(ctx, model, shape, device, dtype, as_json, out) as (subject, tell, publish):
+        from .decode import measure
+
+        publish(
+            measure(
+                subject,
+                batches=batch or [1],
+                prompt_tokens=prompt_tokens,
+                new_tokens=new_tokens,
+                compare=rivals,
+                repeats=repeats,
+                tell=tell,
+            )
+        )
+
+
+@bench.command()
+def prefill(
+    ctx: typer.Context,
+    model: Model = None,
+    shape: Shape = None,
+    prompt_tokens: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="May be given several times; default: 128, 512, 2048 and 8192, as they fit.",
+        ),
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    repeats: Repeats = 5,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """How fast prompts of several lengths are read."""
+    with _session(ctx, model, shape, device, dtype, as_json, out) as (subject, tell, publish):
+        from .prefill import measure
+
+        publish(measure(subject, lengths=prompt_tokens or [], repeats=repeats, tell=tell))
+
+
+@bench.command()
+def context(
+    ctx: typer.Context,
+    model: Model = None,
+    shape: Shape = None,
+    prompt_tokens: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N", min=1, help="May be given several times; default: 1024, 8192 and 32768, as they fit."
+        ),
+    ] = None,
+    new_tokens: NewTokens = 128,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    repeats: Repeats = 3,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Decode rate at long contexts, beside the bytes that a step must read."""
+    with _session(ctx, model, shape, device, dtype, as_json, out) as (subject, tell, publish):
+        from .context import measure
+
+        publish(
+            measure(subject, contexts=prompt_tokens or [], new_tokens=new_tokens, repeats=repeats, tell=tell)
+        )
+
+
+@bench.command()
+def serve(
+    ctx: typer.Context,
+    model: Model = None,
+    shape: Shape = None,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="X",
+            min=0.001,
+            help="Requests per second; may be given several times; default: 1, 4 and 16.",
+        ),
+    ] = None,
+    requests: Annotated[int, typer.Option(metavar="N", min=1, help="Requests at each rate.")] = 100,
+    prompt_tokens: MedianPrompt = 256,
+    new_tokens: MedianReply = 128,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Requests of different lengths that arrive at random moments."""
+    with _session(ctx, model, shape, device, dtype, as_json, out) as (subject, tell, publish):
+        from .serve import measure
+
+        publish(
+            measure(
+                subject,
+                rates=rate or [1.0, 4.0, 16.0],
+                requests=requests,
+                prompt_tokens=prompt_tokens,
+                new_tokens=new_tokens,
+                tell=tell,
+            )
+        )
+
+
+@bench.command()
+def turn(
+    ctx: typer.Context,
+    model: Model = None,
+    shape: Shape = None,
+    conversation_tokens: Annotated[
+        int, typer.Option(metavar="N", min=2, help="Tokens of the conversation before the turn.")
+    ] = 4000,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    repeats: Repeats = 5,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """The next turn of a long chat, with the prefix cache and cold."""
+    with _session(ctx, model, shape, device, dtype, as_json, out) as (subject, tell, publish):
+        from .turn import measure
+
+        publish(measure(subject, conversation_tokens=conversation_tokens, repeats=repeats, tell=tell))
+
+
+@bench.command()
+def ablation(
+    ctx: typer.Context,
+    model: Model = None,
+    shape: Shape = None,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Requests of the equal workload.")] = 1,
+    requests: Annotated[int, typer.Option(metavar="N", min=1, help="Requests of the ragged workload.")] = 64,
+    prompt_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Prompt length; the median of the ragged workload.")
+    ] = 512,
+    new_tokens: Annotated[
+        int, typer.Option(metavar="N", min=2, help="Reply length; the median of the ragged workload.")
+    ] = 128,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    repeats: Repeats = 3,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """What each optimisation brings, from plain attention to CUDA graphs."""
+    with _session(ctx, model, shape, device, dtype, as_json, out) as (subject, tell, publish):
+        from .ablation import measure
+
+        publish(
+            measure(
+                subject,
+                batch=batch,
+                prompt_tokens=prompt_tokens,
+                new_tokens=new_tokens,
+                requests=requests,
+                repeats=repeats,
+                tell=tell,
+            )
+        )
+
+
+@bench.command()
+def startup(
+    ctx: typer.Context,
+    model: Model = None,
+    shape: Shape = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    repeats: Repeats = 3,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """From process start to first token, with an empty and a filled Triton cache."""
+    with _session(ctx, model, shape, device, dtype, as_json, out) as (subject, tell, publish):
+        from .startup import measure
+
+        publish(measure(subject, repeats=repeats, tell=tell))
+
+
+@bench.command()
+def speculate(
+    ctx: typer.Context,
+    model: Model = None,
+    new_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Most tokens of a reply.")] = 256,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    repeats: Repeats = 3,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Prompt-lookup speculation on a text that repeats itself and one that does not; needs a real model."""
+    with _session(ctx, model, None, device, dtype, as_json, out) as (subject, tell, publish):
+        from .speculate import measure
+
+        publish(measure(subject, new_tokens=new_tokens, repeats=repeats, tell=tell))
+
+
+@contextmanager
+def _session(
+    ctx: typer.Context,
+    model: str | None,
+    shape: str | None,
+    device: str,
+    dtype: str,
+    as_json: bool,
+    out: Path | None,
+) -> Iterator[tuple[Any, Callable[[str], None], Callable[[Any], None]]]:
+    """Yields the Subject, what tells the terminal where we are, and what publishes the Report."""
+    from rich.console import Console
+
+    errors = Console(stderr=True)
+    with errors.status("Starting") as status:
+        with lasting_interrupt():
+            import torch  # noqa: F401 - takes seconds
+
+            from . import report as reports
+        subject = _subject(model, shape, device, dtype)
+        if out:
+            reports.prepare(out)
+
+        def publish(report: Any) -> None:
+            status.stop()
+            command = f"lite-llama-tui bench {shlex.join(ctx.meta[_ARGUMENTS])}".strip()
+            if as_json:
+                typer.echo(json.dumps(report.as_dict(command)))
+            else:
+                Console(width=None if sys.stdout.isatty() else 200).print(reports.table(report))
+            if out:
+                for path in reports.write(report, out, command):
+                    typer.echo(f"Wrote {path}", err=True)
+                if not reports.can_plot():
+                    typer.echo("There is no plot without matplotlib: pip install matplotlib.", err=True)
+
+        yield subject, lambda text: status.update(one_line(text)), publish
+
+
+def _subject(model: str | None, shape: str | None, device: str, dtype: str) -> Any:
+    """What the user wants measured. Raises UserError when that is unclear or not there.
+
+    A shape, or a model given by its directory, needs none of the libraries that the app needs.
+    """
+    from .subject import Subject
+
+    if model and shape:
+        raise UserError("Give either --model or --shape, not both.")
+    if shape:
+        return Subject.of_shape(shape, device, dtype)
+    if model and (Path(model).expanduser() / MANIFEST).is_file():
+        return Subject.of_checkpoint(Checkpoint.open(Path(model).expanduser()), device, dtype)
+    try:
+        from ..library import find
+        from ..paths import Paths
+        from ..settings import SettingsStore
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: give --shape, or --model a directory.") from None
+    paths = Paths.default()
+    last_used = None if model else SettingsStore(paths.settings).load().model
+    return Subject.of_checkpoint(find(paths.models, model, last_used), device, dtype)
