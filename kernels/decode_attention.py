@@ -183,7 +183,9 @@ def _kernel(
         if split == splits - 1:  # the new token is the last of the last split
             new_k = qkv_row + (q_heads + kv_head) * HEAD_DIM + half
             k_first = _load_heads(qkv_ptr, part_stride, new_k[None, :], in_half[None, :], PARTS, dtype)
-            k_second = _load_heads(qkv_ptr, part_stride, new_k[None, :] + HALF, in_half[None, :], PARTS, dtype)
+            k_second = _load_heads(
+                qkv_ptr, part_stride, new_k[None, :] + HALF, in_half[None, :], PARTS, dtype
+            )
             k_first, k_second = _norm_and_turn(
                 k_first, k_second, k_norm_ptr, cos, sin, eps, HALF, HALF_PAD, NORM
             )

@@ -32,7 +32,9 @@ class Hidden(NamedTuple):
 class ReferenceLinear:
     """In plain PyTorch: the specification, and the CPU's path."""
 
-    def norm_linear(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def norm_linear(
+        self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         """Partial sums [S, T, N] whose sum over S is rmsnorm(stream) W^T + bias; weight [N, H]."""
         return F.linear(rmsnorm.reference(hidden.stream, norm, eps), weight, bias)[None]
 
@@ -42,7 +44,9 @@ class ReferenceLinear:
         """The stream plus x W^T + bias; x [T, K], weight [H, K]. `norm` [H] is the norm that reads it next."""
         return Hidden(hidden.stream + F.linear(x, weight, bias))
 
-    def norm_gate_up(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def norm_gate_up(
+        self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         """silu(gate) * up [T, F], where rmsnorm(stream) W^T + bias is gate, then up; weight [2F, H]."""
         normed = rmsnorm.reference(hidden.stream, norm, eps)
         return swiglu.reference(F.linear(normed, weight, bias))
@@ -55,10 +59,14 @@ class ReferenceLinear:
 class UnfusedLinear(ReferenceLinear):
     """Every step a launch of its own: what fusion is measured against."""
 
-    def norm_linear(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def norm_linear(
+        self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         return F.linear(rmsnorm.triton_rmsnorm(hidden.stream, norm, eps), weight, bias)[None]
 
-    def norm_gate_up(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def norm_gate_up(
+        self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         normed = rmsnorm.triton_rmsnorm(hidden.stream, norm, eps)
         gate, up = F.linear(normed, weight, bias).chunk(2, -1)
         return mul.triton_mul(F.silu(gate), up)
@@ -76,11 +84,15 @@ class FusedLinear:
     def _single(self, rows: int) -> bool:
         return rows == 1 and not self.batch_invariant
 
-    def norm_linear(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def norm_linear(
+        self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         if self._single(len(hidden.stream)):
             return gemv(hidden.stream, weight, bias, norm=norm, eps=eps)[None]
         normed = _normed(hidden, norm, eps)
-        return gemm(normed, weight, bias, split=True) if _few(normed) else F.linear(normed, weight, bias)[None]
+        return (
+            gemm(normed, weight, bias, split=True) if _few(normed) else F.linear(normed, weight, bias)[None]
+        )
 
     def linear_add(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, hidden: Hidden, norm: Tensor, eps: float
@@ -91,7 +103,9 @@ class FusedLinear:
         normed, total = skip_rmsnorm.triton_skip_rmsnorm(y, hidden.stream, norm, eps)
         return Hidden(total, normed)
 
-    def norm_gate_up(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def norm_gate_up(
+        self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         if self._single(len(hidden.stream)):
             return gemv(hidden.stream, weight, bias, norm=norm, eps=eps, gated=True)
         normed = _normed(hidden, norm, eps)

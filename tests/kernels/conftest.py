@@ -69,7 +69,6 @@ class Column:
                 f"allowed {allowed[row]:.3e}\nactual {actual[row]}\nexact  {exact[row]}"
             )
 
-
     def check_sum(self, actual: Tensor, exact: Tensor) -> None:
         """As `check`, for what passes through two or three roundings more (a norm, an activation) and may
         be handed on in fp32."""

@@ -1,4 +1,4 @@
-"""Paged attention: writing the cache, prefill with FlashAttention 1 and 2, decoding with splits."""
+"""Paged attention: writing the cache, prefill with FlashAttention 1 and 2, decoding in steps and in one."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lite_llama.kernels import PAGE_SIZE
+from lite_llama.kernels import PAGE_SIZE, decode_attention, flash_decoding
 
 # Whole prompts around the page boundaries, with an empty sequence between them.
 PROMPTS = [(n, n) for n in (1, 15, 16, 0, 17, 33)]
@@ -84,6 +84,13 @@ def test_prefill(column, prefill, shape, batch):
     column.check(out, torch.cat(exact))
 
 
+def flash_decode(column):
+    """Flash-Decoding in steps of its own, in the column's version."""
+    if column.ops.name == "reference":
+        return flash_decoding.reference
+    return flash_decoding.triton_flash_decoding
+
+
 DECODE_BATCHES = {
     "one": [300],
     "page-boundaries": [1, 15, 16, 17, 0, 31, 32, 33],
@@ -100,7 +107,7 @@ def test_decode(column, shape, contexts):
     cache = fill_cache(column, contexts, kv_heads, head_dim)
     q = column.randn(len(contexts), (q_heads + 2 * kv_heads) * head_dim)[:, : q_heads * head_dim]
     q = q.unflatten(1, (q_heads, head_dim))
-    out = column.ops.decode_attention(
+    out = flash_decode(column)(
         q, cache.k_cache, cache.v_cache, cache.page_table, cache.context_lens, head_dim**-0.5
     )
     exact = torch.zeros_like(q, dtype=torch.float64)
@@ -119,7 +126,7 @@ def test_large_scores_do_not_overflow(column, prefill):
     starts = torch.tensor([0, 80], dtype=torch.int32, device=column.device)
     paged = cache.k_cache, cache.v_cache, cache.page_table
     prefilled = column.ops.prefill_attention(q, *paged, starts, cache.context_lens, 80, 0.125)
-    decoded = column.ops.decode_attention(q[-1:], *paged, cache.context_lens, 0.125)
+    decoded = flash_decode(column)(q[-1:], *paged, cache.context_lens, 0.125)
     exact = exact_attention(q, cache.k[0] * 20, cache.v[0], 0.125)
     # The weights are nearly one-hot; rounded scores may move a near tie, so compare loosely.
     assert (prefilled - exact).abs().max() < 0.05
@@ -135,7 +142,7 @@ def test_repeats_bit_for_bit(column, prefill):
         [call() for _ in range(2)]
         for call in (
             lambda: column.ops.prefill_attention(q, *paged, starts, cache.context_lens, 33, 0.1),
-            lambda: column.ops.decode_attention(q[:3], *paged, cache.context_lens, 0.1),
+            lambda: flash_decode(column)(q[:3], *paged, cache.context_lens, 0.1),
         )
     )
     assert torch.equal(*prefilled)
@@ -147,7 +154,7 @@ def test_no_sequences(column, prefill):
     paged = cache.k_cache, cache.v_cache, cache.page_table[:0]
     q, starts = column.randn(0, 4, 64), cache.context_lens[:1] * 0
     assert column.ops.prefill_attention(q, *paged, starts, cache.context_lens[:0], 0, 0.1).shape == q.shape
-    assert column.ops.decode_attention(q, *paged, cache.context_lens[:0], 0.1).shape == q.shape
+    assert flash_decode(column)(q, *paged, cache.context_lens[:0], 0.1).shape == q.shape
 
 
 def test_kv_write(column, shape):
@@ -169,3 +176,101 @@ def test_kv_write(column, shape):
     assert torch.equal(v_cache, expected[1])
     column.ops.kv_write(k[:0], v[:0], k_cache, v_cache, slots[:0])
     assert torch.equal(k_cache, expected[0])
+
+
+# Positions of the new token: no context, page and split boundaries, several splits.
+POSITIONS = {"short": [0, 1, 15, 16, 63], "splits": [64, 0, 128, 150, 65], "one": [130]}
+LONG_POSITIONS = {"long": [2047, 4096, 5, 8191, 300], "longer": [20000]}
+
+
+@pytest.fixture
+def angles(column) -> tuple[Tensor, Tensor]:
+    """Random cos and sin for the largest position and head of the tests, cut to size by the callers."""
+    return column.randn(20001, 128).float(), column.randn(20001, 128).float()
+
+
+def exact_heads(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """x [B, H, D] normalised (with a weight) and turned by cos, sin [B, D/2], in fp64."""
+    x = x.double()
+    if weight is not None:
+        x = x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()
+    first, second = x.chunk(2, -1)
+    cos, sin = cos.double()[:, None], sin.double()[:, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+
+def paged(column, positions: list[int], heads: int, head_dim: int) -> tuple[Cache, Tensor, Tensor]:
+    """A cache of the old tokens with room for the new ones; its rows shuffled among slots: (.., table, slots)."""
+    cache = fill_cache(column, [position + 1 for position in positions], heads, head_dim)
+    slots = column.permutation(len(positions) + 2)[: len(positions)]
+    table = torch.zeros(
+        len(positions) + 2, cache.page_table.shape[1], dtype=torch.int32, device=column.device
+    )
+    table[slots] = cache.page_table
+    return cache, table, slots.int()
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("positions", [*POSITIONS, *LONG_POSITIONS])
+def test_decode_step(column, shape, positions, parts, qk_norm, angles):
+    wanted = (POSITIONS | LONG_POSITIONS)[positions]
+    if column.device.type == "cpu" and positions in LONG_POSITIONS:
+        pytest.skip("too long for the interpreter")
+    if (parts > 1) != qk_norm:
+        pytest.skip("two of the four combinations are enough")
+    q_heads, kv_heads, head_dim = shape
+    cache, table, slots = paged(column, wanted, kv_heads, head_dim)
+    cos, sin = (table[:, : head_dim // 2].contiguous() for table in angles)
+    # Partial sums whose total is exact in the dtype, so that only the kernel's own rounding shows.
+    total = column.randn(len(wanted), (q_heads + 2 * kv_heads) * head_dim)
+    qkv = torch.stack([total.float() / 4, total.float() / 4, total.float() / 2]) if parts > 1 else total[None]
+    norms = (column.randn(head_dim), column.randn(head_dim)) if qk_norm else (None, None)
+    where = torch.tensor(wanted, device=column.device)
+    before = cache.k_cache.clone(), cache.v_cache.clone()
+    out = column.ops.decode_attention(
+        qkv, where, slots, table, cos, sin, cache.k_cache, cache.v_cache, q_heads, 0.5 * head_dim**-0.5, *norms
+    )  # fmt: skip
+    heads = total.view(len(wanted), -1, head_dim)
+    q, k, v = heads.split((q_heads, kv_heads, kv_heads), 1)
+    q = exact_heads(q, norms[0], cos[where], sin[where], 1e-6)
+    k = exact_heads(k, norms[1], cos[where], sin[where], 1e-6)
+    for row, position in enumerate(wanted):
+        page = table[slots[row].long(), position // PAGE_SIZE].long()
+        written = cache.k_cache[page, position % PAGE_SIZE]
+        column.check(written, k[row].to(column.dtype).double())
+        assert torch.equal(cache.v_cache[page, position % PAGE_SIZE], v[row])
+        # From here on the rounded keys and queries count: attention is checked, not rope again.
+        keys = torch.cat((cache.k[row][:position], written[None]))
+        values = torch.cat((cache.v[row][:position], v[row][None]))
+        rounded = q[row].to(column.dtype)[None]
+        exact = exact_attention(rounded, keys, values, 0.5 * head_dim**-0.5)
+        column.check_sum(out[row].view(q_heads, head_dim), exact[0])
+        for cached, old in zip((cache.k_cache, cache.v_cache), before, strict=True):
+            old[page, position % PAGE_SIZE] = cached[page, position % PAGE_SIZE]
+    for cached, old in zip((cache.k_cache, cache.v_cache), before, strict=True):
+        assert torch.equal(cached.nan_to_num(), old.nan_to_num())  # nothing else was written
+
+
+def test_decode_step_of_a_sequence_does_not_depend_on_the_batch(column, angles):
+    """Bit for bit, and the scratch memory is as it was: the launch can be repeated."""
+    positions = [150, 3, 77, 128] if column.device.type == "cpu" else [5000, 3, 700, 16000] + 60 * [90]
+    cache, table, slots = paged(column, positions, 2, 64)
+    cos, sin = (table[:, :32].contiguous() for table in angles)
+    qkv = column.randn(1, len(positions), (8 + 4) * 64)
+    where = torch.tensor(positions, device=column.device)
+
+    def attend(rows: slice) -> Tensor:
+        return column.ops.decode_attention(
+            qkv[:, rows].contiguous(), where[rows], slots[rows], table, cos, sin,
+            cache.k_cache, cache.v_cache, 8, 0.1,
+        )  # fmt: skip
+
+    together = attend(slice(None))
+    assert torch.equal(attend(slice(None)), together)
+    if column.ops.name == "reference":
+        return  # PyTorch's sums depend on the padding
+    for rows in (slice(0, 1), slice(1, 3), slice(3, 4), slice(2, 4)):
+        assert torch.equal(attend(rows), together[rows])
+    for scratch in decode_attention._scratch.values():
+        assert not scratch.arrived.any()
