@@ -67,7 +67,7 @@ class Target:
 def target(device: torch.device) -> Target:
     """The target of `device`. The CPU, on which only the interpreter runs kernels, poses as a small GPU."""
     if device.type != "cuda":
-        return Target(hip=False, warp_size=32, processors=16)
+        return Target(hip=False, warp_size=32, processors=4)
     properties = torch.cuda.get_device_properties(device)
     hip = bool(torch.version.hip)
     return Target(

@@ -1,8 +1,8 @@
 """One decode step of attention in one launch: q/k norm, rope, the KV cache write and Flash-Decoding.
 
-The context of a sequence is cut into splits (Dao et al. 2023, crfm.stanford.edu/2023/10/12/flashdecoding.html)
-whose boundaries depend on its length alone, not on how many programs share them: a sequence's result is the
-same, bit for bit, in any batch. The program that finishes last combines the splits, in order.
+A sequence's context is cut into splits (Flash-Decoding, see flash_decoding.py) whose boundaries depend on
+its length alone, not on how many programs share them: its result is the same, bit for bit, in any batch. The
+program that finishes last combines the splits, in order.
 """
 
 import math
@@ -67,7 +67,7 @@ def _load_heads(
 def _norm_and_turn(
     first, second, norm_ptr, cos, sin, eps, HALF: tl.constexpr, HALF_PAD: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    """Per-head RMSNorm (with NORM) and rope of heads given as two halves [N, HALF_PAD]; cos, sin [HALF_PAD]."""
+    """Per-head RMSNorm (with NORM) and rope of heads in two halves [N, HALF_PAD]; cos, sin [HALF_PAD]."""
     dtype: tl.constexpr = first.dtype
     if NORM:
         column = tl.arange(0, HALF_PAD)
@@ -115,7 +115,8 @@ def _kernel(
     scale, eps, part_stride, table_stride, row_size, q_heads, kv_heads, group,
     PARTS: tl.constexpr, GROUP_PAD: tl.constexpr, GROUP_POWER: tl.constexpr, HALF: tl.constexpr,
     HALF_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_N: tl.constexpr,
-    NORM: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
+    NORM: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, CHUNK: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """One program (sequence, key/value head, share): every num_programs(2)-th split of the sequence.
 
@@ -182,10 +183,9 @@ def _kernel(
             )  # fmt: skip
         if split == splits - 1:  # the new token is the last of the last split
             new_k = qkv_row + (q_heads + kv_head) * HEAD_DIM + half
-            k_first = _load_heads(qkv_ptr, part_stride, new_k[None, :], in_half[None, :], PARTS, dtype)
-            k_second = _load_heads(
-                qkv_ptr, part_stride, new_k[None, :] + HALF, in_half[None, :], PARTS, dtype
-            )
+            new_k, half_mask = new_k[None, :], in_half[None, :]
+            k_first = _load_heads(qkv_ptr, part_stride, new_k, half_mask, PARTS, dtype)
+            k_second = _load_heads(qkv_ptr, part_stride, new_k + HALF, half_mask, PARTS, dtype)
             k_first, k_second = _norm_and_turn(
                 k_first, k_second, k_norm_ptr, cos, sin, eps, HALF, HALF_PAD, NORM
             )

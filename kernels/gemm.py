@@ -112,6 +112,7 @@ def gemm(
     out = x.new_empty((splits, rows, outputs), dtype=torch.float32 if splits > 1 else dtype)
     _kernel[(triton.cdiv(weight_rows, options["BLOCK_N"]), splits)](
         x, weight, bias, out, rows, outputs, K=inputs,
-        BLOCK_M=max(16, triton.next_power_of_2(rows)), BIAS=bias is not None, GATED=gated, **options, **where.chain(early=False),
+        BLOCK_M=max(16, triton.next_power_of_2(rows)), BIAS=bias is not None, GATED=gated,
+        **options, **where.chain(early=False),
     )  # fmt: skip
     return out

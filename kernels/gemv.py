@@ -1,4 +1,4 @@
-"""The linear layers of one token (matrix times vector), with the norm before and the sum or SwiGLU after them.
+"""The linear layers of one token (matrix times vector), with the norm before and what comes after.
 
 All that counts is to keep the memory busy: every program asks for the first tile of its weights before it
 waits for the kernel before it (programmatic dependent launch), and for the next tile before it uses one.

@@ -19,7 +19,7 @@ from .gemv import gemv
 
 
 class Hidden(NamedTuple):
-    """The residual stream [T, H] and, where a kernel had it at hand, what the next layer's norm makes of it."""
+    """The residual stream [T, H] and, where a kernel had it at hand, what its next norm makes of it."""
 
     stream: Tensor
     normed: Tensor | None = None
@@ -41,7 +41,7 @@ class ReferenceLinear:
     def linear_add(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, hidden: Hidden, norm: Tensor, eps: float
     ) -> Hidden:
-        """The stream plus x W^T + bias; x [T, K], weight [H, K]. `norm` [H] is the norm that reads it next."""
+        """The stream plus x W^T + bias; x [T, K], weight [H, K]; `norm` [H] is what reads it next."""
         return Hidden(hidden.stream + F.linear(x, weight, bias))
 
     def norm_gate_up(

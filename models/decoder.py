@@ -129,7 +129,7 @@ class Decoder(nn.Module):
         return self.lm_head.logits_after_norm(hidden, self.norm)
 
     def decode(self, embedded: Tensor, batch: DecodeBatch, caches: Sequence[LayerCache]) -> Tensor:
-        """Logits [B, vocab_size] fp32 after one more token of each sequence, given as its embedding [B, H]."""
+        """Logits [B, vocab_size] fp32 after one more token of each sequence, its embedding [B, H]."""
         return self.lm_head.logits_after_norm(self._layers(embedded, batch, caches), self.norm)
 
     def _layers(self, embedded: Tensor, batch: Batch, caches: Sequence[LayerCache]) -> Hidden:
