@@ -544,6 +544,15 @@ def _decide_kernel(
                 )
             live = _list_live(scratch, row, block_count, pivot, TILE)
             live_ptr = scratch.live + row * block_count
+            if limited:
+                pivot = _raised(source, live_ptr, live, pivot, largest, top_k, top_k, TILE)
+                if top_p < 1:
+                    _, total = _above(source, live_ptr, live, pivot, largest, temperature, TILE)
+                    allowed = top_p * total
+                    kept = kept & (mass < allowed)
+            # The best above a candidate within the top k is known; one outside gives way to the best within.
+            known = count < top_k
+            pivot = tl.where(known, logit, pivot)
             next_token, next_logit = _best_chunk(
                 scratch.next_score,
                 scratch.next_token,
@@ -553,25 +562,15 @@ def _decide_kernel(
                 vocabulary,
                 CHUNKS_PAD,
             )
-            if limited:
-                pivot = _raised(source, live_ptr, live, pivot, largest, top_k, top_k, TILE)
-                if top_p < 1:
-                    _, total = _above(source, live_ptr, live, pivot, largest, temperature, TILE)
-                    allowed = top_p * total
-                    kept = kept & (mass < allowed)
-                if count >= top_k:
+            while kept == 0:
+                if known == 0:
                     next_token, next_logit = _best_above(
                         inputs, source, row, slot, live_ptr, live, pivot, largest, temperature, min_p, TILE
                     )
-            while kept == 0:
-                token, logit = next_token, next_logit
-                count, mass = _above(source, live_ptr, live, logit, largest, temperature, TILE)
-                kept = (count == 0) | (mass < allowed)
-                if kept == 0:
-                    next_token, next_logit = _best_above(
-                        inputs, source, row, slot, live_ptr, live, logit, largest, temperature, min_p, TILE
-                    )
-                    kept = (next_logit > logit) == 0  # NaN or infinite logits: no better one can be found
+                count, mass = _above(source, live_ptr, live, next_logit, largest, temperature, TILE)
+                # With NaN or infinite logits there may be no next one: the loop must end.
+                kept = (count == 0) | (mass < allowed) | ((next_logit > pivot) == 0)
+                token, pivot, known = next_token, next_logit, False
     tl.store(out_ptr + row, token.to(tl.int64))
     tl.store(inputs.token + slot, token.to(tl.int64))
     tl.store(inputs.seen + slot * vocabulary + token, 1)
@@ -624,7 +623,7 @@ def triton_sample(
     size = chunk // _BLOCK.value
     padded = triton.next_power_of_2(chunks)
     warp_size = target(device).warp_size
-    few, many = 128 // warp_size, 256 // warp_size
+    few, many = 128 // warp_size, 512 // warp_size
     _candidate_kernel[(rows, chunks)](inputs, scratch, *shape, CHUNK=size, num_warps=few)
     _above_kernel[(rows, chunks)](
         inputs, scratch, *shape, chunks, CHUNK=size, CHUNKS_PAD=padded, num_warps=few
