@@ -17,6 +17,7 @@ from ...models.checkpoint import MANIFEST, Checkpoint
 from ...models.errors import UserError
 from ..interrupt import lasting_interrupt
 from ..text import one_line
+from .shapes import SHAPES
 
 Model = Annotated[
     str | None,
@@ -27,7 +28,7 @@ Model = Annotated[
 ]
 Shape = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Random weights at the shape of a published model; x lists them."),
+    typer.Option(metavar="NAME", help=f"Random weights at a published model's shape: {', '.join(SHAPES)}."),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a GPU when there is one.")]
 Dtype = Annotated[
@@ -333,7 +334,9 @@ def _session(
             if as_json:
                 typer.echo(json.dumps(report.as_dict(command)))
             else:
-                Console(width=None if sys.stdout.isatty() else 200).print(reports.table(report))
+                typer.echo(one_line(report.title))
+                # Into a file or a pipe, lines are as long as they need to be.
+                Console(width=None if sys.stdout.isatty() else 1000).print(reports.table(report))
             if out:
                 for path in reports.write(report, out, command):
                     typer.echo(f"Wrote {path}", err=True)
