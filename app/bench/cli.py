@@ -74,7 +74,7 @@ bench = typer.Typer(
 
 @bench.callback()
 def describe() -> None:
-    """Measure the speed of this machine. Without a mode it is decode: bench --batch 8, say."""
+    """Measure the speed of this machine. Without a mode: decode."""
 
 
 @bench.command()
@@ -102,7 +102,7 @@ def decode(
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """Time to first token and decode rate, with transformers beside us."""
+    """Time to first token and decode rate, beside transformers."""
     from .rivals import parse
 
     rivals = parse(compare)
@@ -166,7 +166,7 @@ def context(
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """Decode rate at long contexts, beside the bytes that a step must read."""
+    """Decode rate at long contexts, beside the bytes to be read."""
     with _session(ctx, model, shape, device, dtype, as_json, out) as (subject, tell, publish):
         from .context import measure
 
@@ -196,7 +196,7 @@ def serve(
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """Requests of different lengths that arrive at random moments."""
+    """Requests of mixed lengths that arrive at random moments."""
     with _session(ctx, model, shape, device, dtype, as_json, out) as (subject, tell, publish):
         from .serve import measure
 
@@ -252,7 +252,7 @@ def ablation(
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """What each optimisation brings, from plain attention to CUDA graphs."""
+    """What each optimisation brings, one after the other."""
     with _session(ctx, model, shape, device, dtype, as_json, out) as (subject, tell, publish):
         from .ablation import measure
 
@@ -280,7 +280,7 @@ def startup(
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """From process start to first token, with an empty and a filled Triton cache."""
+    """Process start to first token, kernels compiled or not."""
     with _session(ctx, model, shape, device, dtype, as_json, out) as (subject, tell, publish):
         from .startup import measure
 
@@ -298,7 +298,7 @@ def speculate(
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """Prompt-lookup speculation on a text that repeats itself and one that does not; needs a real model."""
+    """Prompt-lookup speculation; needs a real model."""
     with _session(ctx, model, None, device, dtype, as_json, out) as (subject, tell, publish):
         from .speculate import measure
 
