@@ -118,10 +118,11 @@ class Scheduler:
         for sequence in list(self.running):
             if not sequence.is_decoding or sequence.length >= sequence.max_tokens:
                 continue  # (one that was preempted for an older one just now does not decode either)
-            if self._make_room(sequence):
-                sequence.computed += 1
-                sequence.in_flight += 1
-                decodes.append(sequence)
+            if sequence.length > len(sequence.pages) * PAGE_SIZE and not self._make_room(sequence):
+                continue
+            sequence.computed += 1
+            sequence.in_flight += 1
+            decodes.append(sequence)
         return decodes
 
     def _make_room(self, sequence: Sequence) -> bool:
@@ -196,7 +197,7 @@ class Scheduler:
     def _register(self, sequence: Sequence) -> None:
         """Offer to the prefix cache the blocks that are computed (or about to be) and known on the host."""
         full = min(sequence.computed, len(sequence.tokens)) // PAGE_SIZE
-        if not self.prefix_cache or full <= sequence.registered:
+        if full <= sequence.registered or not self.prefix_cache:
             return
         extend_digests(sequence.digests, sequence.tokens, sequence.salt)
         for block in range(sequence.registered, full):

@@ -108,56 +108,57 @@ def _penalised(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
 def _gumbel_argmax(
     logits: Tensor, state: SamplingState, slots: Tensor, positions: Tensor, argmax: Tensor
 ) -> Tensor:
-    """The draws of rows with a temperature, logits [B, V] -> [B].
+    """The draws of rows with a temperature: logits [B, V] -> [B].
 
     Noise is made only for the quads of neighbouring tokens in which some row has a token that can win.
     """
-    temperature = state.temperature[slots][:, None]
-    scores = logits / temperature
-    dropped = scores < scores.gather(1, argmax[:, None]) - _NOISE_RANGE
+    temperature = state.temperature[slots]
+    lowest = logits.gather(1, argmax[:, None]).squeeze(1) - _NOISE_RANGE * temperature
     filters = torch.stack([state.top_k[slots], state.top_p[slots], state.min_p[slots]], 1)
     for row, (top_k, top_p, min_p) in enumerate(filters.tolist()):
         if top_k > 0 or top_p < 1 or min_p > 0:
-            lowest = threshold(logits[row], temperature[row], int(top_k), top_p, min_p)
-            dropped[row] |= logits[row] < lowest
-    scores.masked_fill_(dropped, -math.inf)
-    quads = F.pad(scores, (0, -logits.shape[1] % 4), value=-math.inf).view(len(logits), -1, 4)
-    used = (quads != -math.inf).any(2).any(0).nonzero().squeeze(1)
+            kept = threshold(logits[row], temperature[row], int(top_k), top_p, min_p)
+            lowest[row] = torch.maximum(lowest[row], kept)
+    quads = F.pad(logits, (0, -logits.shape[1] % 4), value=-math.inf).view(len(logits), -1, 4)
+    used = (~(quads.amax(2) < lowest[:, None])).any(0).nonzero().squeeze(1)  # NaN is not below
+    quads = quads.index_select(1, used)
     noise = gumbel(token_words(state.seed[slots], positions, used))
-    best = (quads[:, used] + noise).flatten(1).argmax(-1)
+    scores = quads / temperature[:, None, None] + noise
+    scores = scores.masked_fill(quads < lowest[:, None, None], -math.inf)
+    best = scores.flatten(1).argmax(-1)
     return used[best // 4] * 4 + best % 4
 
 
 def threshold(logits: Tensor, temperature: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
-    """The smallest of the logits [V] that top-k, top-p and min-p leave in; temperature [1].
+    """The smallest of the logits [V] that top-k, top-p and min-p leave in; temperature: a scalar tensor.
 
     All three keep the largest logits, so one threshold says it all, and equal logits share their fate.
     It looks at the largest few, and at more of them until it has seen one dropped.
     """
     vocabulary = len(logits)
     limited = 0 < top_k < vocabulary
-    largest = logits.max()
-    total = _weights64(logits, largest, temperature).sum()
+    largest = logits.max() / temperature
+
+    def weights(logits: Tensor) -> Tensor:
+        """Probabilities relative to the largest."""
+        return (logits / temperature - largest).exp()
+
+    total = weights(logits).sum(dtype=torch.float64)  # of what top-k leaves, which may be all
     count = 2 * top_k if limited else 256
     while True:
         # topk of a large part is slower than a sort.
-        enough = count < vocabulary // 8
-        ordered = logits.topk(count).values if enough else logits.sort(descending=True).values
-        weights = _weights64(ordered, largest, temperature)
+        partial = count <= vocabulary // 16
+        ordered = logits.topk(count).values if partial else logits.sort(descending=True).values
+        weight = weights(ordered)
         within_k = ordered >= ordered[top_k - 1] if limited else torch.ones_like(ordered, dtype=torch.bool)
+        kept = within_k & (weight >= min_p)
         if limited:
-            total = weights[within_k].sum()
-        kept = within_k & (weights >= min_p)
+            total = weight[within_k].sum(dtype=torch.float64)
         if top_p < 1:  # else rounding could make it bite
-            kept &= weights.cumsum(0) - weights < top_p * total
-        if not enough or not (within_k if limited else kept).all():
+            kept &= weight.cumsum(0, dtype=torch.float64) - weight < top_p * total
+        if not partial or not (within_k if limited else kept).all():
             return ordered[kept.sum() - 1]
         count *= 8
-
-
-def _weights64(logits: Tensor, largest: Tensor, temperature: Tensor) -> Tensor:
-    """Probabilities relative to the largest, fp64."""
-    return (logits / temperature - largest / temperature).double().exp()
 
 
 def philox(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> Tensor:
@@ -166,13 +167,20 @@ def philox(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> Tens
     All are int64 tensors that broadcast. The 64-bit products wrap around as signed numbers; masking makes
     their halves right again.
     """
-    k0, k1 = seed & _WORD, seed >> 32 & _WORD
+    c0, c1, c2, c3 = torch.broadcast_tensors(c0, c1, c2, c3)
+    # Two words at a time: where few tokens are drawn from, the number of operations is what costs.
+    even, odd = torch.stack([c0, c2]), torch.stack([c1, c3])
+
+    def pair(values: list[int]) -> Tensor:
+        return torch.tensor(values, device=seed.device).view(2, *[1] * c0.ndim)
+
+    multipliers, steps = pair([_ROUND_A, _ROUND_B]), pair([_KEY_A, _KEY_B])
+    key = torch.stack([seed, seed >> 32]).view(2, *[1] * (c0.ndim - seed.ndim), *seed.shape) & _WORD
     for _ in range(10):
-        a, b = c0 * _ROUND_A, c2 * _ROUND_B
-        c0, c1 = (b >> 32 & _WORD) ^ c1 ^ k0, b & _WORD
-        c2, c3 = (a >> 32 & _WORD) ^ c3 ^ k1, a & _WORD
-        k0, k1 = k0 + _KEY_A & _WORD, k1 + _KEY_B & _WORD
-    return torch.stack(torch.broadcast_tensors(c0, c1, c2, c3), -1)
+        product = (even * multipliers).flip(0)
+        even, odd = (product >> 32 ^ odd ^ key) & _WORD, product & _WORD
+        key = key + steps & _WORD
+    return torch.stack([even[0], odd[0], even[1], odd[1]], -1)
 
 
 def token_words(seed: Tensor, position: Tensor, quad: Tensor) -> Tensor:
@@ -194,11 +202,12 @@ def gumbel(words: Tensor) -> Tensor:
 
 
 # Tokens per block, whose largest logit is kept. Philox quads must not straddle blocks.
-_BLOCK = tl.constexpr(32)
+_BLOCK_SIZE = 32
+_BLOCK = triton.language.constexpr(_BLOCK_SIZE)
 # A search tries so many pivots at once.
-_PIVOTS = tl.constexpr(8)
+_PIVOTS = triton.language.constexpr(8)
 # _key(-inf)
-_LOWEST = tl.constexpr(-0x7F800000)
+_LOWEST = triton.language.constexpr(-0x7F800000)
 
 
 class _Inputs(NamedTuple):
@@ -231,8 +240,8 @@ class _Scratch(NamedTuple):
     logit: Tensor
     largest: Tensor
     total: Tensor
-    count: Tensor
-    mass: Tensor
+    above_count: Tensor
+    above_mass: Tensor
     next_score: Tensor
     next_token: Tensor
     next_logit: Tensor
@@ -386,8 +395,8 @@ def _above_kernel(
             logits = _logits(_source(inputs, row, slot, logits_stride, vocabulary), blocks)
             above = logits > candidate
             weights = tl.where(above, _weights(logits, largest, temperature), 0.0)
-            tl.store(scratch.count + at, tl.sum(tl.ravel(above.to(tl.int32)), 0))
-            tl.store(scratch.mass + at, tl.sum(tl.ravel(weights), 0))
+            tl.store(scratch.above_count + at, tl.sum(tl.ravel(above.to(tl.int32)), 0))
+            tl.store(scratch.above_mass + at, tl.sum(tl.ravel(weights), 0))
             scores = _scores(inputs, row, slot, logits, blocks, temperature)
             scores = tl.where(above & (weights >= min_p), scores, -float("inf"))
             score, token, logit = _best(scores, _tokens(blocks), logits, vocabulary)
@@ -395,8 +404,8 @@ def _above_kernel(
             tl.store(scratch.next_token + at, token)
             tl.store(scratch.next_logit + at, logit)
         else:
-            tl.store(scratch.count + at, 0)
-            tl.store(scratch.mass + at, 0.0)
+            tl.store(scratch.above_count + at, 0)
+            tl.store(scratch.above_mass + at, 0.0)
             tl.store(scratch.next_score + at, -float("inf"))
             tl.store(scratch.next_token + at, 0)
             tl.store(scratch.next_logit + at, -float("inf"))
@@ -523,8 +532,8 @@ def _decide_kernel(
         rescale = _weights(tl.where(maxima == -float("inf"), largest, maxima), largest, temperature)
         total = tl.sum(_column(scratch.total, row, chunks, 0.0, CHUNKS_PAD) * rescale, 0)
         allowed = tl.where(top_p < 1, top_p * total, float("inf"))  # off: rounding must not make it bite
-        count = tl.sum(_column(scratch.count, row, chunks, 0, CHUNKS_PAD), 0)
-        mass = tl.sum(_column(scratch.mass, row, chunks, 0.0, CHUNKS_PAD), 0)
+        count = tl.sum(_column(scratch.above_count, row, chunks, 0, CHUNKS_PAD), 0)
+        mass = tl.sum(_column(scratch.above_mass, row, chunks, 0.0, CHUNKS_PAD), 0)
         weight = tl.exp(tl.div_rn(logit, temperature) - tl.div_rn(largest, temperature))
         kept = (count == 0) | ((count < top_k) & (mass < allowed) & (weight >= min_p))
         if (kept == 0) | (limited & (top_p < 1) & (count > 0)):
@@ -544,6 +553,15 @@ def _decide_kernel(
                 )
             live = _list_live(scratch, row, block_count, pivot, TILE)
             live_ptr = scratch.live + row * block_count
+            if limited:
+                pivot = _raised(source, live_ptr, live, pivot, largest, top_k, top_k, TILE)
+                if top_p < 1:
+                    _, total = _above(source, live_ptr, live, pivot, largest, temperature, TILE)
+                    allowed = top_p * total
+                    kept = kept & (mass < allowed)
+            # The best above a candidate within the top k is known; one outside gives way to the best within.
+            known = count < top_k
+            pivot = tl.where(known, logit, pivot)
             next_token, next_logit = _best_chunk(
                 scratch.next_score,
                 scratch.next_token,
@@ -553,25 +571,15 @@ def _decide_kernel(
                 vocabulary,
                 CHUNKS_PAD,
             )
-            if limited:
-                pivot = _raised(source, live_ptr, live, pivot, largest, top_k, top_k, TILE)
-                if top_p < 1:
-                    _, total = _above(source, live_ptr, live, pivot, largest, temperature, TILE)
-                    allowed = top_p * total
-                    kept = kept & (mass < allowed)
-                if count >= top_k:
+            while kept == 0:
+                if known == 0:
                     next_token, next_logit = _best_above(
                         inputs, source, row, slot, live_ptr, live, pivot, largest, temperature, min_p, TILE
                     )
-            while kept == 0:
-                token, logit = next_token, next_logit
-                count, mass = _above(source, live_ptr, live, logit, largest, temperature, TILE)
-                kept = (count == 0) | (mass < allowed)
-                if kept == 0:
-                    next_token, next_logit = _best_above(
-                        inputs, source, row, slot, live_ptr, live, logit, largest, temperature, min_p, TILE
-                    )
-                    kept = (next_logit > logit) == 0  # NaN or infinite logits: no better one can be found
+                count, mass = _above(source, live_ptr, live, next_logit, largest, temperature, TILE)
+                # With NaN or infinite logits there may be no next one: the loop must end.
+                kept = (count == 0) | (mass < allowed) | ((next_logit > pivot) == 0)
+                token, pivot, known = next_token, next_logit, False
     tl.store(out_ptr + row, token.to(tl.int64))
     tl.store(inputs.token + slot, token.to(tl.int64))
     tl.store(inputs.seen + slot * vocabulary + token, 1)
@@ -587,7 +595,7 @@ def triton_sample(
     """
     rows, vocabulary = logits.shape
     device = logits.device
-    chunks, blocks = triton.cdiv(vocabulary, chunk), triton.cdiv(vocabulary, _BLOCK.value)
+    chunks, blocks = triton.cdiv(vocabulary, chunk), triton.cdiv(vocabulary, _BLOCK_SIZE)
 
     def per(columns: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(rows, columns, dtype=dtype, device=device)
@@ -598,8 +606,8 @@ def triton_sample(
         logit=per(chunks, torch.float32),
         largest=per(chunks, torch.float32),
         total=per(chunks, torch.float32),
-        count=per(chunks, torch.int32),
-        mass=per(chunks, torch.float32),
+        above_count=per(chunks, torch.int32),
+        above_mass=per(chunks, torch.float32),
         next_score=per(chunks, torch.float32),
         next_token=per(chunks, torch.int32),
         next_logit=per(chunks, torch.float32),
@@ -621,10 +629,10 @@ def triton_sample(
     )
     out = torch.empty(rows, dtype=torch.int64, device=device)
     shape = logits.stride(0), vocabulary
-    size = chunk // _BLOCK.value
+    size = chunk // _BLOCK_SIZE
     padded = triton.next_power_of_2(chunks)
     warp_size = target(device).warp_size
-    few, many = 128 // warp_size, 256 // warp_size
+    few, many = 128 // warp_size, 512 // warp_size
     _candidate_kernel[(rows, chunks)](inputs, scratch, *shape, CHUNK=size, num_warps=few)
     _above_kernel[(rows, chunks)](
         inputs, scratch, *shape, chunks, CHUNK=size, CHUNKS_PAD=padded, num_warps=few

@@ -17,6 +17,7 @@ from ...models.checkpoint import MANIFEST, Checkpoint
 from ...models.errors import UserError
 from ..interrupt import lasting_interrupt
 from ..text import one_line
+from .shapes import SHAPES
 
 Model = Annotated[
     str | None,
@@ -27,7 +28,7 @@ Model = Annotated[
 ]
 Shape = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Random weights at the shape of a published model; x lists them."),
+    typer.Option(metavar="NAME", help=f"Random weights at a published model's shape: {', '.join(SHAPES)}."),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a GPU when there is one.")]
 Dtype = Annotated[
@@ -73,7 +74,7 @@ bench = typer.Typer(
 
 @bench.callback()
 def describe() -> None:
-    """Measure the speed of this machine. Without a mode it is decode: bench --batch 8, say."""
+    """Measure the speed of this machine. Without a mode: decode."""
 
 
 @bench.command()
@@ -101,7 +102,7 @@ def decode(
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """Time to first token and decode rate, with transformers beside us."""
+    """Time to first token and decode rate, beside transformers."""
     from .rivals import parse
 
     rivals = parse(compare)
@@ -165,7 +166,7 @@ def context(
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """Decode rate at long contexts, beside the bytes that a step must read."""
+    """Decode rate at long contexts, beside the bytes to be read."""
     with _session(ctx, model, shape, device, dtype, as_json, out) as (subject, tell, publish):
         from .context import measure
 
@@ -195,7 +196,7 @@ def serve(
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """Requests of different lengths that arrive at random moments."""
+    """Requests of mixed lengths that arrive at random moments."""
     with _session(ctx, model, shape, device, dtype, as_json, out) as (subject, tell, publish):
         from .serve import measure
 
@@ -251,7 +252,7 @@ def ablation(
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """What each optimisation brings, from plain attention to CUDA graphs."""
+    """What each optimisation brings, one after the other."""
     with _session(ctx, model, shape, device, dtype, as_json, out) as (subject, tell, publish):
         from .ablation import measure
 
@@ -279,7 +280,7 @@ def startup(
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """From process start to first token, with an empty and a filled Triton cache."""
+    """Process start to first token, kernels compiled or not."""
     with _session(ctx, model, shape, device, dtype, as_json, out) as (subject, tell, publish):
         from .startup import measure
 
@@ -297,7 +298,7 @@ def speculate(
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """Prompt-lookup speculation on a text that repeats itself and one that does not; needs a real model."""
+    """Prompt-lookup speculation; needs a real model."""
     with _session(ctx, model, None, device, dtype, as_json, out) as (subject, tell, publish):
         from .speculate import measure
 
@@ -333,7 +334,9 @@ def _session(
             if as_json:
                 typer.echo(json.dumps(report.as_dict(command)))
             else:
-                Console(width=None if sys.stdout.isatty() else 200).print(reports.table(report))
+                typer.echo(one_line(report.title))
+                # Into a file or a pipe, lines are as long as they need to be.
+                Console(width=None if sys.stdout.isatty() else 1000).print(reports.table(report))
             if out:
                 for path in reports.write(report, out, command):
                     typer.echo(f"Wrote {path}", err=True)

@@ -83,7 +83,8 @@ def measure(
             free_memory()
             tell(f"{name}, batch {batch}")
             rival = rivals.Rival(name, subject.raw_config, weights)
-            timing = time_decode(rival.generator(prompts[batch]), batch, new_tokens, repeats)
+            generate = rival.generator(prompts[batch])
+            timing = time_decode(generate, batch, new_tokens, repeats, warm_ups=rival.warm_ups)
             agreement = rival.agreement(prompts[batch], replies[batch], timing.tokens)
             rows.append(row(name, batch, timing) | rival.describe() | {"agreement": agreement})
             del rival

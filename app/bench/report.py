@@ -131,14 +131,18 @@ def rate(value: float) -> str:
     return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
 
 
+def _label(value: float) -> str:
+    """A number beside its bar."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def table(report: Report) -> Table:
-    """The report as a table for rich."""
+    """The report's rows as a table for rich."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    # The title is text, not markup: a model's name may hold brackets.
-    shown = Table(title=Text(report.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(report.columns):
         shown.add_column(column.header, justify="right" if index else "left")
     for row in report.rows:
@@ -201,7 +205,7 @@ def _plot(report: Report, path: Path) -> Sequence[Path]:
         for index, (name, values) in enumerate(panel.series.items()):
             places = [row + (index - (len(panel.series) - 1) / 2) * thickness for row in range(len(values))]
             bars = axes.barh(places, values, 0.9 * thickness, label=name)
-            axes.bar_label(bars, [f"{value:,.4g}" for value in values], padding=3, fontsize=8)
+            axes.bar_label(bars, [_label(value) for value in values], padding=3, fontsize=8)
         axes.set_title(panel.title, loc="left", fontsize=9)
         axes.set_yticks(range(len(panel.labels)), panel.labels, fontsize=8)
         axes.invert_yaxis()

@@ -23,8 +23,8 @@ class Timing:
 
     tokens: list[list[int]]
     """The ids that each request got in the last generation."""
-    warm_up_s: float
-    """The first generation (compiling, capturing graphs), which is not part of the rest."""
+    warm_up_s: list[float]
+    """Generations of all tokens before the clock counts: compiling, capturing graphs."""
     first_s: list[float]
     """Generations of one token: the time to first token."""
     total_s: list[float]
@@ -60,8 +60,10 @@ class Timing:
         }
 
 
-def time_decode(generate: Generate, batch: int, new_tokens: int, repeats: int) -> Timing:
-    """Time generations of one token and of `new_tokens`, by turns, after one of each that is thrown away.
+def time_decode(
+    generate: Generate, batch: int, new_tokens: int, repeats: int, *, warm_ups: int = 1
+) -> Timing:
+    """Time generations of one token and of `new_tokens`, by turns, after `warm_ups` that do not count.
 
     Raises UserError when an engine gives another number of tokens than it was asked for, or when the
     tokens after the first take no measurable time.
@@ -80,14 +82,16 @@ def time_decode(generate: Generate, batch: int, new_tokens: int, repeats: int) -
             )
         return taken
 
-    warm_up = seconds(new_tokens)
-    expected = last
-    seconds(1)
-    first, total = [], []
+    warm_up, first, total = [], [], []
+    for _ in range(warm_ups):
+        warm_up.append(seconds(new_tokens))
+        seconds(1)
+    expected: list[list[int]] | None = None
     for _ in range(repeats):
         first.append(seconds(1))
         total.append(seconds(new_tokens))
-        repeatable &= last == expected
+        repeatable &= last == (expected or last)
+        expected = last
     timing = Timing(last, warm_up, first, total, repeatable)
     if timing.step_s <= 0:
         raise UserError("The replies are too short to be timed: use more --new-tokens.")

@@ -194,6 +194,18 @@ def test_tokens_of_a_request_that_ended_meanwhile_are_dropped(engine_ahead):
     assert events == seen
 
 
+def test_nothing_is_told_of_a_prompt_that_was_cancelled_in_flight(engine_ahead):
+    engine, events = engine_ahead, []
+    request = GenerationRequest((), SamplingParams())
+    engine.submit_tokens(1, list(PROMPT), request, events.append, time.monotonic())
+    engine.step()
+    engine.cancel(1)
+    while engine.busy:
+        engine.step()
+    assert [type(event) for event in events] == [Queued, Finished]
+    assert events[-1].token_ids == ()
+
+
 def test_a_failing_step_ends_all_with_a_step_in_flight(engine_ahead, monkeypatch, run):
     engine, events = engine_ahead, []
     request = GenerationRequest((), SamplingParams(temperature=0, max_new_tokens=50))

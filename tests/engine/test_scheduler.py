@@ -111,16 +111,19 @@ def test_steps_can_be_scheduled_before_the_tokens_are_known_but_not_past_the_end
 def test_the_youngest_gives_way_and_starts_over_from_what_is_cached():
     scheduler = make_scheduler(pages=4, chunk=64, step=128)
     old, young = make_sequence(1, prompt=31, total=45), make_sequence(2, prompt=30, total=40)
-    scheduler.add(old)
-    scheduler.add(young)
+    for sequence in (old, young, make_sequence(3, prompt=50, total=52)):
+        scheduler.add(sequence)
     assert run_step(scheduler) == [(1, 0, 31), (2, 0, 30)]
     assert run_step(scheduler) == [(1, 31, 1), (2, 30, 1)]
     # The old one now needs a third page and there is none: the young one's are given back, and its last
     # page, which holds no full block, is taken.
     assert run_step(scheduler) == [(1, 32, 1)]
     assert (young.computed, young.pages, young.slot) == (0, [], -1)
-    steps = [run_step(scheduler) for _ in range(40)]
-    assert (2, 16, 16) in [item for step in steps for item in step]
+    rest = [item for _ in range(40) for item in run_step(scheduler)]
+    assert (2, 16, 16) in rest
+    requests = [request_id for request_id, *_ in rest]
+    assert requests == sorted(requests)  # who was preempted is still before those who never ran
+    assert requests[-1] == 3
     assert len(old.tokens) == 45
     assert len(young.tokens) == 40
     assert young.preemptions == 1
