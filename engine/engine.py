@@ -63,7 +63,14 @@ class Engine:
         config, weight = model.config, model.embed_tokens.weight
         self.tokenizer = tokenizer
         cache = allocate_cache(config, plan.kv_pages, weight.dtype, weight.device)
-        self.runner = ModelRunner(model, cache, weight.device)
+        self.runner = ModelRunner(
+            model,
+            cache,
+            weight.device,
+            max_sequences=options.max_sequences,
+            max_context=plan.max_context,
+            cuda_graphs=options.cuda_graphs,
+        )
         self.pool = PagePool(plan.kv_pages)
         self.scheduler = Scheduler(
             self.pool,

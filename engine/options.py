@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from ..kernels import Operators, select
-from ..kernels.operators import reference_operators
 
 Attention = Literal["flash2", "flash1", "plain"]
 
@@ -42,12 +41,18 @@ class EngineOptions:
     max_sequences: int = 64
     """Sequences that run at once; more wait."""
 
+    batch_invariant: bool = False
+    """A reply does not depend, in any bit, on what else runs; a single sequence pays for it."""
+
     def operators(self, device: torch.device) -> Operators:
-        """The operators for `device` with the attention that these options ask for."""
-        ops = select(device, "reference" if self.attention == "plain" else self.attention)
-        if self.flash_decoding:
-            return ops
-        return replace(ops, decode_attention=reference_operators().decode_attention)
+        """The operators for `device` as these options ask for them."""
+        return select(
+            device,
+            "reference" if self.attention == "plain" else self.attention,
+            flash_decoding=self.flash_decoding,
+            fused=self.fused,
+            batch_invariant=self.batch_invariant,
+        )
 
 
 DEFAULT_OPTIONS = EngineOptions()

@@ -1,88 +1,207 @@
-"""Runs the model on scheduled batches: owns the decoder, the KV cache's tensors and the device."""
+"""Runs the model on scheduled batches: owns the decoder, the KV cache's tensors and the device's state."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Sequences
-from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import PAGE_SIZE
-from ..models.batch import TokenBatch
+from ..models.batch import DecodeBatch, PrefillBatch
 from ..models.decoder import Decoder, LayerCache
-from .kv_cache import pages_for
-from .sampler import sample
+from .device_state import DeviceState, host_tensor
+from .graphs import Function, Graphs
 from .scheduler import Batch, Chunk
+from .sequence import Sequence
+
+DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
+"""Sequences of a decode step that has a graph; what lies between is padded."""
+PREFILL_SIZES = (16, 32, 64, 128, 256, 512, 1024)
+"""Tokens of a prefill that has a graph: longer ones keep the device busy while the host launches."""
+WARM_SIZES = (256, 128, 64)
+"""Prefill graphs captured at the start, with that of one sequence's decode: a first message's."""
+MAX_DRAFTS = 3
+"""Tokens that `verify` checks beyond the one that is certain: what the kernel of few tokens takes in all."""
 
 
-@dataclass(frozen=True)
 class Step:
-    """A batch that was launched."""
+    """A batch that was launched, and where its tokens arrive."""
 
-    drawn: list[int]
+    def __init__(self, drawn: list[Tensor], device: torch.device) -> None:
+        """drawn: ids on the device, int64, which later launches may overwrite."""
+        self._drawn, self._done = drawn, None
+        if device.type == "cuda":
+            self._drawn = [torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True) for ids in drawn]
+            for host, ids in zip(self._drawn, drawn, strict=True):
+                host.copy_(ids, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
 
     def tokens(self) -> list[int]:
         """Wait for the step; the token of each sequence of `batch.drawing`."""
-        return self.drawn
+        if self._done:
+            self._done.synchronize()
+        return [token for ids in self._drawn for token in ids.tolist()]
 
 
 class ModelRunner:
-    """One forward pass for all decodes of a step, and one for each prefill chunk."""
+    """One forward pass for all decodes of a step, and one for each prefill chunk.
 
-    steps_ahead = 0
-    """Steps that may be launched before the tokens of an earlier one are fetched."""
+    What a pass computes of a sequence depends on nothing else: chunks go one by one, and the decode
+    operators treat each row by itself.
+    """
 
-    def __init__(self, model: Decoder, cache: list[LayerCache], device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        cache: list[LayerCache],
+        device: torch.device,
+        *,
+        max_sequences: int,
+        max_context: int,
+        cuda_graphs: bool,
+    ) -> None:
         self.model = model
         self.cache = cache
         self.device = device
+        self.state = DeviceState.allocate(max_sequences, max_context, model.config.vocab_size, device)
+        self.steps_ahead = 1 if device.type == "cuda" else 0
+        """Steps that may be launched before the tokens of an earlier one are fetched."""
+        self._graphs = Graphs(device) if cuda_graphs and device.type == "cuda" else None
+        self._entered: dict[int, tuple[Sequence, int]] = {}
+
+    def warm_up(self) -> None:
+        """Compile and capture what a first message needs, so that its answer need not wait for it."""
+        padding = self.state.padding
+        if self._graphs:
+            for size in WARM_SIZES:
+                self._prefill([padding, 0, 1], [0] * size)
+            self._decode([padding], [0])
+            torch.cuda.synchronize(self.device)
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Step:
         """Start the work of a batch whose sequences are marked as `Batch` says."""
-        tokens: list[int] = []
+        drawn = []
         if batch.decode:
-            newest = [Chunk(sequence, sequence.computed - 1, 1, True) for sequence in batch.decode]
-            logits = self.model(self.upload(newest, decode=True), self.cache)
-            tokens += sample(self.model.ops, logits, batch.decode)
+            at = [sequence.computed - 1 for sequence in batch.decode]
+            pages = [
+                sequence.pages[position // PAGE_SIZE] if position % PAGE_SIZE == 0 else 0
+                for sequence, position in zip(batch.decode, at, strict=True)
+            ]
+            drawn.append(self._decode([sequence.slot for sequence in batch.decode], pages))
         for chunk in batch.prefill:
-            logits = self.model(self.upload([chunk]), self.cache)
+            ids = self._launch_chunk(chunk)
             if chunk.is_last:
-                tokens += sample(self.model.ops, logits, [chunk.sequence])
-        return Step(tokens)
+                # A graph's result is overwritten by the next chunk that it computes.
+                drawn.append(ids.clone() if self._graphs and len(batch.prefill) > 1 else ids)
+        return Step(drawn, self.device)
 
-    def upload(self, chunks: Sequences[Chunk], *, decode: bool = False) -> TokenBatch:
-        """The tensors of one ragged forward pass, built on the host and copied to the device."""
-        ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        starts = [0]
-        last_rows: list[int] = []
-        for chunk in chunks:
-            pages = chunk.sequence.pages
-            end = chunk.start + chunk.count
-            ids += chunk.sequence.tokens[chunk.start : end]
-            positions += range(chunk.start, end)
-            slots += [pages[at // PAGE_SIZE] * PAGE_SIZE + at % PAGE_SIZE for at in range(chunk.start, end)]
-            starts.append(len(ids))
-            if chunk.is_last:
-                last_rows.append(len(ids) - 1)
-        used = [pages_for(chunk.start + chunk.count) for chunk in chunks]
-        table = torch.zeros(len(used), max(used), dtype=torch.int32)
-        for row, chunk, count in zip(table, chunks, used, strict=True):
-            row[:count] = torch.tensor(chunk.sequence.pages[:count], dtype=torch.int32)
+    @torch.inference_mode()
+    def verify(self, sequence: Sequence, drafts: Sequences[int]) -> list[int]:
+        """The tokens that follow the last token of a sequence and each of at most MAX_DRAFTS more; waits.
 
-        def upload(values: list[int], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype).to(self.device)
+        No step of the sequence is in flight and its pages have room. The device's state is left as it was:
+        DeviceState.enter_token brings it up to what was accepted.
+        """
+        slot, tokens = sequence.slot, [sequence.tokens[-1], *drafts]
+        first = len(sequence.tokens) - 1
+        self.state.enter_pages(sequence, first // PAGE_SIZE)
+        rows = MAX_DRAFTS + 1
+        spare = rows - len(tokens)
+        inputs = [
+            tokens + [0] * spare,
+            [*range(first, first + len(tokens)), *[0] * spare],
+            [slot] * len(tokens) + [self.state.padding] * spare,
+        ]
+        idle = [[0] * rows, [0] * rows, [self.state.padding] * rows]
+        ids = self._run("verify", self._verify_step, inputs, idle)
+        return Step([ids[: len(tokens)]], self.device).tokens()
 
-        return TokenBatch(
-            token_ids=upload(ids, torch.int64),
-            positions=upload(positions, torch.int64),
-            slots=upload(slots, torch.int64),
-            page_table=table.to(self.device),
-            context_lens=upload([chunk.start + chunk.count for chunk in chunks], torch.int32),
-            query_start=None if decode else upload(starts, torch.int32),
-            max_query_len=max(chunk.count for chunk in chunks),
-            logit_rows=None if decode else upload(last_rows, torch.int64),
+    def _decode(self, slots: list[int], new_pages: list[int]) -> Tensor:
+        rows = len(slots)
+        size = min((size for size in DECODE_SIZES if size >= rows), default=rows) if self._graphs else rows
+        spare, padding = size - rows, self.state.padding
+        inputs = [slots + [padding] * spare, new_pages + [0] * spare]
+        return self._run(("decode", size), self._decode_step, inputs, [[padding] * size, [0] * size])[:rows]
+
+    def _launch_chunk(self, chunk: Chunk) -> Tensor:
+        sequence, end = chunk.sequence, chunk.start + chunk.count
+        admission = (sequence, sequence.preemptions)
+        if self._entered.get(sequence.slot) != admission:
+            self._entered[sequence.slot] = admission
+            self.state.enter(sequence)
+        head = [sequence.slot, chunk.start, chunk.count]
+        return self._prefill(head, sequence.tokens[chunk.start : end], last=chunk.is_last)
+
+    def _prefill(self, head: list[int], ids: list[int], *, last: bool = True) -> Tensor:
+        size = min((size for size in PREFILL_SIZES if size >= len(ids)), default=0) if last else 0
+        if not (self._graphs and size):
+            return self._prefill_step(self.state.upload([*head, *ids], torch.int64), last=last)
+        function = partial(self._prefill_step, last=True)
+        inputs = [*head, *ids, *[0] * (size - len(ids))]
+        idle = [self.state.padding, 0, 1, *[0] * size]
+        return self._run(("prefill", size), function, inputs, idle)
+
+    def _run(self, key: object, function: Function, inputs: list, idle: list) -> Tensor:
+        if not self._graphs:
+            return function(self.state.upload(inputs, torch.int64))
+        host, quiet = (host_tensor(values, torch.int64, self.device) for values in (inputs, idle))
+        return self._graphs.run(key, function, host, quiet)
+
+    # The steps on the device: tensors in, tensors out, no look at a value on the host.
+
+    def _decode_step(self, inputs: Tensor) -> Tensor:
+        """inputs [2, B] int64: slots, and the pages that begin with this step's tokens or 0 -> ids [B]."""
+        model, state = self.model, self.state
+        slots, new_pages = inputs.int()
+        embedded, positions = model.ops.begin_step(
+            model.embed_tokens.weight,
+            slots,
+            new_pages,
+            state.sampling.token,
+            state.positions,
+            state.page_table,
         )
+        logits = model.decode(embedded, DecodeBatch(positions, slots, state.page_table), self.cache)
+        return model.ops.sample(logits, slots, positions, state.sampling)
+
+    def _prefill_step(self, inputs: Tensor, *, last: bool) -> Tensor:
+        """inputs [3 + T] int64: slot, first position, number of tokens N <= T; the token ids, padded to T.
+
+        With `last`, the token drawn after them [1]; else nothing [0].
+        """
+        model, state = self.model, self.state
+        slot, start, count, ids = inputs[:1], inputs[1:2], inputs[2:3], inputs[3:]
+        end = start + count
+        place = torch.arange(len(ids), device=ids.device)
+        real = place < count
+        positions = torch.where(real, start + place, 0)
+        table = state.page_table.index_select(0, slot)
+        pages = torch.where(real, table[0].index_select(0, positions // PAGE_SIZE), 0)
+        batch = PrefillBatch(
+            token_ids=ids,
+            positions=positions,
+            cache_slots=pages * PAGE_SIZE + positions % PAGE_SIZE,
+            page_table=table,
+            context_lens=end.int(),
+            query_start=F.pad(count, (1, 0)).int(),
+            max_query_len=len(ids),
+            logit_rows=count - 1 if last else None,
+        )
+        logits = model.prefill(batch, self.cache)
+        if logits is None:
+            return ids[:0]
+        state.positions.index_copy_(0, slot, end)
+        return model.ops.sample(logits, slot.int(), end - 1, state.sampling)
+
+    def _verify_step(self, inputs: Tensor) -> Tensor:
+        """inputs [3, R] int64: consecutive tokens of one sequence, their positions, its slot -> ids [R]."""
+        model, state = self.model, self.state
+        ids, positions, slots = inputs
+        batch = DecodeBatch(positions, slots.int(), state.page_table, one_sequence=True)
+        logits = model.decode(F.embedding(ids, model.embed_tokens.weight), batch, self.cache)
+        return model.ops.sample(logits, batch.slots, positions, state.sampling)

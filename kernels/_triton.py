@@ -34,7 +34,7 @@ else:
 
     triton = tl = _Absent()
 
-__all__ = ["HAS_TRITON", "Target", "await_previous", "start_dependents", "target", "tl", "triton"]
+__all__ = ["HAS_TRITON", "Target", "target", "tl", "triton"]
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Target:
         """Launch options of a kernel that calls `start_dependents` and `await_previous`, for its PDL.
 
         `early`: the next kernel may start at once, which pays where one token's kernels leave room beside
-        them; else only when this one has its inputs.
+        them; else only when this one has its inputs. (pdl.py)
         """
-        return {"PDL": EARLY if early else LATE, "launch_pdl": True} if self.pdl else {"PDL": 0}
+        return {"PDL": 1 if early else 2, "launch_pdl": True} if self.pdl else {"PDL": 0}
 
 
 @cache
@@ -73,27 +73,3 @@ def target(device: torch.device) -> Target:
     return Target(
         hip, properties.warp_size, properties.multi_processor_count, pdl=not hip and properties.major >= 9
     )
-
-
-# Programmatic dependent launch (CUDA programming guide, 9.0 and later): a kernel may start while the one
-# before it still runs. Until `await_previous` it may read only what no kernel of the same step writes
-# (weights, mostly), and every kernel of the chain must call it, so that "previous" includes all before.
-# The kernels' PDL is 0 (plain launches), EARLY or LATE.
-EARLY, LATE = 1, 2
-_EARLY, _LATE = triton.language.constexpr(EARLY), triton.language.constexpr(LATE)
-
-
-@triton.jit
-def start_dependents(PDL: tl.constexpr):
-    """Let the next kernel on the stream start as soon as there is room for it; called first."""
-    if PDL == _EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
-
-
-@triton.jit
-def await_previous(PDL: tl.constexpr):
-    """Wait until the kernels before this one are done and their writes can be seen."""
-    if PDL != 0:
-        tl.extra.cuda.gdc_wait()
-        if PDL == _LATE:
-            tl.extra.cuda.gdc_launch_dependents()

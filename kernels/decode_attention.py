@@ -6,13 +6,16 @@ program that finishes last combines the splits, in order.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from . import flash_decoding, kv_write, paging, rope
-from ._triton import Target, await_previous, start_dependents, target, tl, triton
+from ._triton import Target, target, tl, triton
 from .flash_attention2 import padded
+from .gemm import MAX_ROWS
+from .pdl import await_previous, start_dependents
 
 MAX_SPLITS = 64
 MIN_SPLIT = 64
@@ -33,11 +36,13 @@ def reference(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
+    one_sequence: bool = False,
 ) -> Tensor:
     """qkv [S, B, (Hq + 2 Hk) * D], summed over S -> [B, Hq * D]; the new keys and values go to the caches.
 
     positions [B] int64; sequence b's pages are row slots[b] (int32) of page_table [slots, pages]; cos, sin
-    [max_position, D/2] fp32; caches [pages, PAGE_SIZE, Hk, D].
+    [max_position, D/2] fp32; caches [pages, PAGE_SIZE, Hk, D]. one_sequence: the rows may be consecutive
+    tokens of one sequence, each of which sees those before it.
     """
     _, batch, width = qkv.shape
     kv_heads, head_dim = k_cache.shape[2:]
@@ -106,6 +111,40 @@ def _load_block(
     second = tl.load(k_ptr + rows + HALF + half, half_mask, other=0.0)
     value = tl.load(v_ptr + rows + dim, valid[:, None] & (dim < HEAD_DIM), other=0.0)
     return first, second, value
+
+
+@triton.jit
+def _combine(
+    partial_ptr, log_sum_ptr, out_ptr, first_head, group, splits,
+    GROUP_POWER: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, MAX_SPLITS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """The mean of the splits' outputs, weighted by their sums, for one group's heads; CHUNK at a time."""
+    member = tl.arange(0, GROUP_POWER)
+    in_group = member < group
+    row = (first_head + member).to(tl.int64)
+    every = tl.arange(0, MAX_SPLITS)
+    log_sums = tl.load(
+        log_sum_ptr + row[None, :] * MAX_SPLITS + every[:, None],
+        (every < splits)[:, None] & in_group[None, :], other=-1.0e30,
+    )  # fmt: skip
+    largest = tl.max(log_sums, 0)
+    total = tl.sum(tl.exp2(log_sums - largest[None, :]), 0)
+    dim = tl.arange(0, DIM_PAD)
+    combined = tl.zeros((GROUP_POWER, DIM_PAD), tl.float32)
+    for start in range(0, splits, CHUNK):
+        split = start + tl.arange(0, CHUNK)
+        source = row[None, :] * MAX_SPLITS + split[:, None]
+        written = (split < splits)[:, None] & in_group[None, :]
+        weight = tl.exp2(tl.load(log_sum_ptr + source, written, other=-1.0e30) - largest[None, :])
+        partial = tl.load(
+            partial_ptr + source[:, :, None] * HEAD_DIM + dim[None, None, :],
+            written[:, :, None] & (dim < HEAD_DIM)[None, None, :], other=0.0,
+        )  # fmt: skip
+        combined += tl.sum(partial * weight[:, :, None], 0)
+    out = (combined / total[:, None]).to(out_ptr.dtype.element_ty)
+    inside = in_group[:, None] & (dim < HEAD_DIM)[None, :]
+    tl.store(out_ptr + row[:, None] * HEAD_DIM + dim[None, :], out, inside)
 
 
 @triton.jit
@@ -222,29 +261,10 @@ def _kernel(
     before = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
     if before == tl.minimum(shares, splits) - 1:
         tl.store(counter_ptr, 0)
-        member = tl.arange(0, GROUP_POWER)
-        place = (sequence * q_heads + kv_head * group + member).to(tl.int64)
-        in_group = member < group
-        split_index = tl.arange(0, MAX_SPLITS)
-        log_sum = tl.load(
-            log_sum_ptr + place[None, :] * MAX_SPLITS + split_index[:, None],
-            (split_index < splits)[:, None] & in_group[None, :], other=-1.0e30,
+        _combine(
+            partial_ptr, log_sum_ptr, out_ptr, sequence * q_heads + kv_head * group, group, splits,
+            GROUP_POWER, HEAD_DIM, DIM_PAD, MAX_SPLITS, CHUNK,
         )  # fmt: skip
-        largest = tl.max(log_sum, 0)
-        total = tl.sum(tl.exp2(log_sum - largest[None, :]), 0)
-        combined = tl.zeros((GROUP_POWER, DIM_PAD), tl.float32)
-        for start in range(0, splits, CHUNK):
-            split_index = start + tl.arange(0, CHUNK)
-            source = place[None, :] * MAX_SPLITS + split_index[:, None]
-            written = (split_index < splits)[:, None] & in_group[None, :]
-            weight = tl.exp2(tl.load(log_sum_ptr + source, written, other=-1.0e30) - largest[None, :])
-            partial = tl.load(
-                partial_ptr + source[:, :, None] * HEAD_DIM + dim[None, None, :],
-                written[:, :, None] & in_head[None, None, :], other=0.0,
-            )  # fmt: skip
-            combined += tl.sum(partial * weight[:, :, None], 0)
-        out = out_ptr + place[:, None] * HEAD_DIM + dim[None, :]
-        tl.store(out, (combined / total[:, None]).to(dtype), in_group[:, None] & in_head[None, :])
 
 
 def tile(head_dim: int, dtype: torch.dtype, where: Target) -> dict[str, int]:
@@ -270,8 +290,8 @@ _scratch: dict[tuple[object, ...], Scratch] = {}
 
 
 def scratch(batch: int, q_heads: int, kv_heads: int, head_dim: int, device: torch.device) -> Scratch:
-    """The scratch memory for a batch of such shapes, made at first use."""
-    key = (triton.next_power_of_2(batch), q_heads, kv_heads, head_dim, device)
+    """The scratch memory for up to `batch` sequences (at least gemm.MAX_ROWS) of such heads, made once."""
+    key = (max(batch, MAX_ROWS), q_heads, kv_heads, head_dim, device)
     if key not in _scratch:
         _scratch[key] = Scratch(*key)  # pyright: ignore[reportArgumentType]
     return _scratch[key]
@@ -297,15 +317,22 @@ def triton_decode_attention(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
+    one_sequence: bool = False,
 ) -> Tensor:
-    """As `reference`; qkv is contiguous."""
+    """As `reference`; qkv is contiguous.
+
+    The rows of one sequence need each other's keys, which a first launch writes; only the second one's
+    attention counts. Each waits for all before it, since it reads old keys ahead of its inputs.
+    """
     parts, batch, _ = qkv.shape
     kv_heads, head_dim = k_cache.shape[2:]
     where = target(qkv.device)
     half, group = head_dim // 2, q_heads // kv_heads
     out = k_cache.new_empty(batch, q_heads * head_dim)
     space = scratch(batch, q_heads, kv_heads, head_dim, qkv.device)
-    _kernel[(batch, kv_heads, share_count(batch, kv_heads, where))](
+    chain = {"PDL": 0} if one_sequence else where.chain(early=batch == 1)
+    launch = partial(
+        _kernel[(batch, kv_heads, share_count(batch, kv_heads, where))],
         qkv, positions, slots, page_table, cos, sin, q_norm, k_norm, k_cache, v_cache,
         space.partial, space.log_sum, space.arrived, out,
         scale * math.log2(math.e), eps, qkv.stride(0), page_table.stride(0), kv_heads * head_dim,
@@ -313,6 +340,9 @@ def triton_decode_attention(
         GROUP_POWER=triton.next_power_of_2(group), HALF=half, HALF_PAD=padded(half),
         HEAD_DIM=head_dim, DIM_PAD=padded(head_dim), NORM=q_norm is not None,
         MIN_SPLIT=MIN_SPLIT, MAX_SPLITS=MAX_SPLITS, CHUNK=8, **tile(head_dim, k_cache.dtype, where),
-        **where.chain(early=batch == 1),
+        **chain,
     )  # fmt: skip
+    if one_sequence:
+        launch()
+    launch()
     return out

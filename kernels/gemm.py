@@ -9,7 +9,8 @@ number of tokens, so that a token's result does not depend on the others, bit fo
 import torch
 from torch import Tensor
 
-from ._triton import Target, await_previous, start_dependents, target, tl, triton
+from ._triton import Target, target, tl, triton
+from .pdl import await_previous, start_dependents
 
 MAX_ROWS = 64
 """Tokens up to which this kernel is used; beyond, arithmetic counts and a GEMM library is at home."""

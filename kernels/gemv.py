@@ -1,26 +1,35 @@
-"""The linear layers of one token (matrix times vector), with the norm before and what comes after.
+"""The linear layers of one token (matrix times vector), with the norm before and what comes after; or of the
+few tokens that speculative decoding checks at once, each exactly as if it were alone.
 
 All that counts is to keep the memory busy: every program asks for the first tile of its weights before it
 waits for the kernel before it (programmatic dependent launch), and for the next tile before it uses one.
 """
 
+# pyright: reportPossiblyUnboundVariable=false
+# (Branches on a constexpr are taken when a kernel is compiled, together or not at all.)
+
 import torch
 from torch import Tensor
 
-from ._triton import Target, await_previous, start_dependents, target, tl, triton
+from ._triton import Target, target, tl, triton
+from .pdl import await_previous, start_dependents
+
+MAX_ROWS = 4
+"""Tokens up to which this kernel is used: the weights are read once, but each token multiplies by itself."""
 
 
 @triton.jit
 def _kernel(
     x_ptr, norm_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, outputs, eps,
-    K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    ROWS: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_N outputs, the whole of K.
+    """One program: BLOCK_N outputs of all tokens, the whole of K.
 
-    x, norm [K]; weight [outputs, K], with GATED [2 * outputs, K] (gate rows, then up rows); bias as many;
-    residual, out [outputs]. Products and sums are in fp32. NORM multiplies x by the norm's weight and the
-    result by 1 / rms(x), which is a scalar: the row is read once.
+    x [ROWS, K]; norm [K]; weight [outputs, K], with GATED [2 * outputs, K] (gate rows, then up rows); bias
+    as many; residual, out [ROWS, outputs]. Products and sums are in fp32, in an order that does not depend
+    on ROWS. NORM multiplies x by the norm's weight and the result by 1 / rms(x), which is a scalar: the row
+    is read once.
     """
     start_dependents(PDL)
     output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -35,9 +44,11 @@ def _kernel(
     if NORM:
         norm = tl.load(norm_ptr + column, column < K, other=0.0)
     await_previous(PDL)
-    gate_sum = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    up_sum = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    squares = tl.zeros((BLOCK_K,), tl.float32)
+    gate_sums, up_sums, squares = (), (), ()
+    for _ in tl.static_range(ROWS):
+        gate_sums = gate_sums + (tl.zeros((BLOCK_N, BLOCK_K), tl.float32),)
+        up_sums = up_sums + (tl.zeros((BLOCK_N, BLOCK_K), tl.float32),)
+        squares = squares + (tl.zeros((BLOCK_K,), tl.float32),)
     for start in tl.static_range(0, K, BLOCK_K):
         if start + BLOCK_K < K:
             following = start + BLOCK_K + column < K
@@ -47,33 +58,39 @@ def _kernel(
                 next_up = tl.load(up_ptr + start + BLOCK_K, mask, other=0.0)
             if NORM:
                 next_norm = tl.load(norm_ptr + start + BLOCK_K + column, following, other=0.0)
-        x = tl.load(x_ptr + start + column, start + column < K, other=0.0).to(tl.float32)
-        if NORM:
-            squares += x * x
-            x *= norm.to(tl.float32)
-        gate_sum += gate.to(tl.float32) * x[None, :]
-        if GATED:
-            up_sum += up.to(tl.float32) * x[None, :]
+        new_gate_sums, new_up_sums, new_squares = (), (), ()
+        for row in tl.static_range(ROWS):
+            x = tl.load(x_ptr + row * K + start + column, start + column < K, other=0.0).to(tl.float32)
+            new_squares = new_squares + (squares[row] + x * x,)
+            if NORM:
+                x *= norm.to(tl.float32)
+            new_gate_sums = new_gate_sums + (gate_sums[row] + gate.to(tl.float32) * x[None, :],)
+            if GATED:
+                new_up_sums = new_up_sums + (up_sums[row] + up.to(tl.float32) * x[None, :],)
+            else:
+                new_up_sums = new_up_sums + (up_sums[row],)
+        gate_sums, up_sums, squares = new_gate_sums, new_up_sums, new_squares
         if start + BLOCK_K < K:
             gate = next_gate
             if GATED:
                 up = next_up
             if NORM:
                 norm = next_norm
-    scale = 1.0
-    if NORM:
-        scale = tl.rsqrt(tl.sum(squares) / K + eps)
-    y = tl.sum(gate_sum, 1) * scale
-    if BIAS:
-        y += tl.load(bias_ptr + output, inside, other=0.0).to(tl.float32)
-    if GATED:
-        z = tl.sum(up_sum, 1) * scale
+    for row in tl.static_range(ROWS):
+        scale = 1.0
+        if NORM:
+            scale = tl.rsqrt(tl.sum(squares[row]) / K + eps)
+        y = tl.sum(gate_sums[row], 1) * scale
         if BIAS:
-            z += tl.load(bias_ptr + outputs + output, inside, other=0.0).to(tl.float32)
-        y = y / (1 + tl.exp(-y)) * z
-    if RESIDUAL:
-        y += tl.load(residual_ptr + output, inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + output, y.to(out_ptr.dtype.element_ty), inside)
+            y += tl.load(bias_ptr + output, inside, other=0.0).to(tl.float32)
+        if GATED:
+            z = tl.sum(up_sums[row], 1) * scale
+            if BIAS:
+                z += tl.load(bias_ptr + outputs + output, inside, other=0.0).to(tl.float32)
+            y = y / (1 + tl.exp(-y)) * z
+        if RESIDUAL:
+            y += tl.load(residual_ptr + row * outputs + output, inside, other=0.0).to(tl.float32)
+        tl.store(out_ptr + row * outputs + output, y.to(out_ptr.dtype.element_ty), inside)
 
 
 def tile(inputs: int, gated: bool, dtype: torch.dtype, where: Target) -> dict[str, int]:
@@ -94,18 +111,18 @@ def gemv(
     gated: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """x [1, K], weight [N, K] -> [1, N] in `dtype` (default x's), sums in fp32.
+    """x [T, K] with T <= MAX_ROWS, weight [N, K] -> [T, N] in `dtype` (default x's), sums in fp32.
 
-    norm [K]: x is normalised by RMSNorm first. residual [1, N] is added. gated: weight [2N, K] gives
-    silu(first half) * second half.
+    norm [K]: x is normalised by RMSNorm first. residual [T, N] is added. gated: weight [2N, K] gives
+    silu(first half) * second half. A token's result does not depend on T.
     """
     outputs, inputs = weight.shape
     outputs = outputs // 2 if gated else outputs
     where = target(x.device)
-    out = x.new_empty((1, outputs), dtype=dtype)
+    out = x.new_empty((len(x), outputs), dtype=dtype)
     options = tile(inputs, gated, weight.dtype, where)
     _kernel[(triton.cdiv(outputs, options["BLOCK_N"]),)](
-        x, norm, weight, bias, residual, out, outputs, eps, K=inputs,
+        x, norm, weight, bias, residual, out, outputs, eps, ROWS=len(x), K=inputs,
         NORM=norm is not None, BIAS=bias is not None, RESIDUAL=residual is not None, GATED=gated,
         **options, **where.chain(early=True),
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """The linear layers of a decoder, each fused with what comes before and after it, for any number of tokens.
 
-One token is a matrix-vector product and up to gemm.MAX_ROWS are bound by the weights as well: they have
-kernels of their own in 16 bits. More tokens, and fp32, go to the vendor's library through PyTorch.
+One token (or very few) is a matrix-vector product, and up to gemm.MAX_ROWS tokens are bound by the weights as
+well: they have kernels of their own. More tokens, and fp32, go to the vendor's library through PyTorch.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import mul, rmsnorm, skip_rmsnorm, swiglu
-from .gemm import MAX_ROWS, gemm
-from .gemv import gemv
+from . import gemm, gemv, mul, rmsnorm, skip_rmsnorm, swiglu
 
 
 class Hidden(NamedTuple):
@@ -81,44 +79,46 @@ class FusedLinear:
 
     batch_invariant: bool = False
 
-    def _single(self, rows: int) -> bool:
-        return rows == 1 and not self.batch_invariant
+    def _very_few(self, x: Tensor) -> bool:
+        return len(x) <= gemv.MAX_ROWS and not self.batch_invariant
 
     def norm_linear(
         self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        if self._single(len(hidden.stream)):
-            return gemv(hidden.stream, weight, bias, norm=norm, eps=eps)[None]
+        if self._very_few(hidden.stream):
+            return gemv.gemv(hidden.stream, weight, bias, norm=norm, eps=eps)[None]
         normed = _normed(hidden, norm, eps)
         return (
-            gemm(normed, weight, bias, split=True) if _few(normed) else F.linear(normed, weight, bias)[None]
+            gemm.gemm(normed, weight, bias, split=True)
+            if _few(normed)
+            else F.linear(normed, weight, bias)[None]
         )
 
     def linear_add(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, hidden: Hidden, norm: Tensor, eps: float
     ) -> Hidden:
-        if self._single(len(x)):
-            return Hidden(gemv(x, weight, bias, residual=hidden.stream))
-        y = gemm(x, weight, bias, split=True) if _few(x) else F.linear(x, weight, bias)[None]
+        if self._very_few(x):
+            return Hidden(gemv.gemv(x, weight, bias, residual=hidden.stream))
+        y = gemm.gemm(x, weight, bias, split=True) if _few(x) else F.linear(x, weight, bias)[None]
         normed, total = skip_rmsnorm.triton_skip_rmsnorm(y, hidden.stream, norm, eps)
         return Hidden(total, normed)
 
     def norm_gate_up(
         self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        if self._single(len(hidden.stream)):
-            return gemv(hidden.stream, weight, bias, norm=norm, eps=eps, gated=True)
+        if self._very_few(hidden.stream):
+            return gemv.gemv(hidden.stream, weight, bias, norm=norm, eps=eps, gated=True)
         normed = _normed(hidden, norm, eps)
         if _few(normed):
-            return gemm(normed, weight, bias, gated=True)[0]
+            return gemm.gemm(normed, weight, bias, gated=True)[0]
         return swiglu.triton_swiglu(F.linear(normed, weight, bias))
 
     def norm_logits(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
-        if self._single(len(hidden.stream)):
-            return gemv(hidden.stream, weight, norm=norm, eps=eps, dtype=torch.float32)
+        if self._very_few(hidden.stream):
+            return gemv.gemv(hidden.stream, weight, norm=norm, eps=eps, dtype=torch.float32)
         normed = _normed(hidden, norm, eps)
         if _few(normed):
-            return gemm(normed, weight, dtype=torch.float32)[0]
+            return gemm.gemm(normed, weight, dtype=torch.float32)[0]
         return F.linear(normed, weight).float()
 
 
@@ -127,4 +127,4 @@ def _normed(hidden: Hidden, norm: Tensor, eps: float) -> Tensor:
 
 
 def _few(x: Tensor) -> bool:
-    return len(x) <= MAX_ROWS and x.dtype.itemsize == 2
+    return len(x) <= gemm.MAX_ROWS and x.dtype.itemsize == 2

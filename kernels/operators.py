@@ -28,6 +28,7 @@ from . import (
 from ._triton import HAS_TRITON
 from .linear import FusedLinear, Hidden, ReferenceLinear, UnfusedLinear
 from .paging import PAGE_SIZE
+from .sampling import SamplingState
 
 __all__ = ["PAGE_SIZE", "Operators", "reference_operators", "select", "triton_operators"]
 
@@ -130,11 +131,13 @@ class DecodeAttention(Protocol):
         q_norm: Tensor | None = None,
         k_norm: Tensor | None = None,
         eps: float = 1e-6,
+        one_sequence: bool = False,
     ) -> Tensor:
         """One new token of each sequence: norm and rope of q and k, KV cache write, attention.
 
         qkv [S, B, (Hq + 2 Hk) * D] is summed over S; positions [B] int64; slots [B] int32 are the
         sequences' rows of page_table [slots, max_pages] int32; the rest as in Rope and PrefillAttention.
+        With `one_sequence` the rows are consecutive tokens of one sequence and see those before them.
         Returns [B, Hq * D].
         """
         ...
@@ -173,23 +176,8 @@ class BeginStep(Protocol):
 
 
 class Sample(Protocol):
-    def __call__(
-        self,
-        logits: Tensor,
-        temperature: Tensor,
-        top_k: Tensor,
-        top_p: Tensor,
-        min_p: Tensor,
-        seed: Tensor,
-        position: Tensor,
-    ) -> Tensor:
-        """Draw one token per row: logits [B, V] fp32 -> [B] int64.
-
-        temperature, top_p, min_p [B] fp32; top_k [B] int32 (0: off); seed, position [B] int64.
-        temperature 0 is argmax (lowest id on ties). Else: logits / temperature, then top-k, then top-p over
-        what is left, then min-p relative to the largest probability, then Gumbel-max with noise that is a
-        function of (seed, position, token id) alone: Philox 4x32-10, the same bits in both columns.
-        """
+    def __call__(self, logits: Tensor, slots: Tensor, positions: Tensor, state: SamplingState) -> Tensor:
+        """Draw one token per row: logits [B, V] fp32 -> [B] int64; see sampling.reference."""
         ...
 
 
@@ -283,6 +271,7 @@ def _decode_in_steps(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
+    one_sequence: bool = False,
     *,
     attend: Any,
 ) -> Tensor:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ._triton import await_previous, start_dependents, target, tl, triton
+from ._triton import target, tl, triton
+from .pdl import await_previous, start_dependents
 
 
 def reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from . import rmsnorm
-from ._triton import await_previous, start_dependents, target, tl, triton
+from ._triton import target, tl, triton
+from .pdl import await_previous, start_dependents
 from .rmsnorm import normalise, row_launch
 
 

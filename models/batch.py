@@ -29,7 +29,7 @@ class PrefillBatch:
     max_query_len: int
     """The most new tokens of one sequence."""
     logit_rows: Tensor | None
-    """Rows [R] int64 whose logits are wanted; None means all of them."""
+    """Rows [R] int64 whose logits are wanted; None: no logits are."""
 
 
 @dataclass(frozen=True)
@@ -42,3 +42,5 @@ class DecodeBatch:
     """[B] int32: the sequences' rows of the page table."""
     page_table: Tensor
     """[S, max_pages] int32: the pages of each slot's sequence, in order; unused entries are 0."""
+    one_sequence: bool = False
+    """Rows are consecutive tokens of one sequence, each of which sees those before it."""

@@ -42,7 +42,10 @@ class Attention(nn.Module):
         heads = self.config.num_heads
         if isinstance(batch, DecodeBatch):
             place = (batch.positions, batch.slots, batch.page_table)
-            return self.ops.decode_attention(qkv, *place, *rope, *cache, heads, self.scale, **norms)
+            shared = batch.one_sequence
+            return self.ops.decode_attention(
+                qkv, *place, *rope, *cache, heads, self.scale, **norms, one_sequence=shared
+            )
         return self._prefill(qkv, batch, rope, cache, norms)
 
     def _prefill(
@@ -121,12 +124,12 @@ class Decoder(nn.Module):
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, False, ops)
 
-    def prefill(self, batch: PrefillBatch, caches: Sequence[LayerCache]) -> Tensor:
+    def prefill(self, batch: PrefillBatch, caches: Sequence[LayerCache]) -> Tensor | None:
         """Logits [R, vocab_size] fp32 of the wanted rows; the KV cache is extended by the batch's tokens."""
         hidden = self._layers(self.embed_tokens(batch.token_ids), batch, caches)
-        if batch.logit_rows is not None:
-            hidden = hidden.rows(batch.logit_rows)
-        return self.lm_head.logits_after_norm(hidden, self.norm)
+        if batch.logit_rows is None:
+            return None
+        return self.lm_head.logits_after_norm(hidden.rows(batch.logit_rows), self.norm)
 
     def decode(self, embedded: Tensor, batch: DecodeBatch, caches: Sequence[LayerCache]) -> Tensor:
         """Logits [B, vocab_size] fp32 after one more token of each sequence, its embedding [B, H]."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Sequences
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,11 @@ import pytest
 import torch
 
 from lite_llama.converter import Done, convert
-from lite_llama.engine.detokenizer import Detokenizer
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.events import Event, Failed, Finished
 from lite_llama.engine.request import GenerationRequest, SamplingParams
-from lite_llama.engine.runner import ModelRunner, Step
-from lite_llama.engine.scheduler import Batch, Chunk
-from lite_llama.engine.sequence import Sequence
+from lite_llama.kernels import PAGE_SIZE
+from lite_llama.models.batch import PrefillBatch
 from lite_llama.models.checkpoint import Checkpoint
 
 
@@ -82,26 +80,29 @@ def run() -> Run:
 @torch.inference_mode()
 def _prefill_logits(engine: Engine, sequences: Sequences[list[int]]) -> list[torch.Tensor]:
     """Logits of every position, all sequences in one ragged prefill batch."""
-    chunks = []
-    for number, tokens in enumerate(sequences):
-        sequence = Sequence(
-            request_id=number,
-            tokens=tokens,
-            prompt_len=len(tokens),
-            params=SamplingParams(),
-            seed=0,
-            max_tokens=0,
-            detokenizer=Detokenizer(engine.tokenizer.decode),
-            sink=lambda event: None,
-            submitted=0.0,
-        )
-        assert engine.pool.grow(sequence.pages, len(tokens))
-        chunks.append(Chunk(sequence, 0, len(tokens), is_last=True))
-    batch = engine.runner.upload(chunks)
-    logits = engine.runner.model(replace(batch, logit_rows=None), engine.runner.cache)
-    for chunk in chunks:
-        engine.pool.give_back(chunk.sequence.pages)
-    return list(logits.split([len(tokens) for tokens in sequences]))
+    lengths = torch.tensor([len(tokens) for tokens in sequences])
+    pages: list[list[int]] = [[] for _ in sequences]
+    for owned, tokens in zip(pages, sequences, strict=True):
+        assert engine.pool.grow(owned, len(tokens))
+    table = torch.nn.utils.rnn.pad_sequence([torch.tensor(owned) for owned in pages], batch_first=True)
+    positions = torch.cat([torch.arange(len(tokens)) for tokens in sequences])
+    rows = torch.arange(len(sequences)).repeat_interleave(lengths)
+    device = engine.runner.device
+    batch = PrefillBatch(
+        token_ids=torch.tensor([token for tokens in sequences for token in tokens]).to(device),
+        positions=positions.to(device),
+        cache_slots=(table[rows, positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE).to(device),
+        page_table=table.int().to(device),
+        context_lens=lengths.int().to(device),
+        query_start=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int().to(device),
+        max_query_len=int(lengths.max()),
+        logit_rows=torch.arange(len(positions)).to(device),
+    )
+    logits = engine.runner.model.prefill(batch, engine.runner.cache)
+    assert logits is not None
+    for owned in pages:
+        engine.pool.give_back(owned)
+    return list(logits.split(lengths.tolist()))
 
 
 @pytest.fixture
@@ -110,37 +111,11 @@ def prefill_logits() -> Callable[[Engine, Sequences[list[int]]], list[torch.Tens
     return _prefill_logits
 
 
-class RunnerAhead(ModelRunner):
-    """Lets the host work one step behind, as a GPU does.
-
-    What a decode reads is not the host's newest token, which may be old, but the device's, which is kept by
-    slot; where the host knows it too, they must agree.
-    """
-
-    steps_ahead = 1
-
-    def __init__(self, runner: ModelRunner) -> None:
-        super().__init__(runner.model, runner.cache, runner.device)
-        self._newest: dict[int, int] = {}
-
-    def launch(self, batch: Batch) -> Step:
-        decode = []
-        for sequence in batch.decode:
-            known, newest = sequence.tokens[: sequence.computed], self._newest[sequence.slot]
-            assert len(known) in (sequence.computed, sequence.computed - 1)
-            assert known[sequence.computed - 1 :] in ([], [newest])
-            decode.append(replace(sequence, tokens=[*known[: sequence.computed - 1], newest]))
-        step = super().launch(Batch(tuple(decode), batch.prefill))
-        for sequence, token in zip(batch.drawing, step.tokens(), strict=True):
-            self._newest[sequence.slot] = token
-        return step
-
-
 @pytest.fixture
-def run_ahead() -> Callable[[Engine], None]:
-    """Makes an engine's host work one step behind its device."""
+def run_ahead(monkeypatch) -> Callable[[Engine], None]:
+    """Makes an engine's host work one step behind its device, as on a GPU."""
 
     def change(engine: Engine) -> None:
-        engine.runner = RunnerAhead(engine.runner)
+        monkeypatch.setattr(engine.runner, "steps_ahead", 1)
 
     return change

@@ -113,12 +113,8 @@ def test_working_a_step_ahead_changes_nothing(pair, run, run_ahead):
     engine, _ = pair
     whole = run(engine, prompts(), GREEDY)
     engine.pool.forget()
-    usual = engine.runner
     run_ahead(engine)
-    try:
-        ahead = run(engine, prompts(), GREEDY)
-    finally:
-        engine.runner = usual
+    ahead = run(engine, prompts(), GREEDY)
     assert [reply.token_ids for reply in ahead] == [reply.token_ids for reply in whole]
 
 
@@ -126,7 +122,7 @@ def test_working_a_step_ahead_changes_nothing(pair, run, run_ahead):
 def test_preemption_changes_nothing(pair, run, run_ahead, ahead):
     engine, _ = pair
     whole = run(engine, prompts(), GREEDY)
-    usual = engine.pool, engine.runner
+    usual = engine.pool
     engine.pool = engine.scheduler.pool = PagePool(1 + 14)
     if ahead:
         run_ahead(engine)
@@ -137,8 +133,7 @@ def test_preemption_changes_nothing(pair, run, run_ahead, ahead):
         squeezed = run(engine, prompts(), GREEDY)
         assert engine.pool.used == 0
     finally:
-        engine.pool, engine.runner = usual
-        engine.scheduler.pool = engine.pool
+        engine.pool = engine.scheduler.pool = usual
         engine.scheduler._preempt = original
         engine.pool.forget()  # what it knew was written over
     assert preempted

@@ -155,7 +155,6 @@ def test_a_prompt_that_is_cached_whole_still_computes_a_token(engines, run):
 @pytest.mark.parametrize("ahead", [False, True])
 def test_the_next_turn_computes_only_what_is_new(engines, run, run_ahead, ahead, monkeypatch):
     cached, plain = engines
-    monkeypatch.setattr(cached, "runner", cached.runner)
     if ahead:
         run_ahead(cached)
     cached.pool.forget()
@@ -166,9 +165,8 @@ def test_the_next_turn_computes_only_what_is_new(engines, run, run_ahead, ahead,
     second = [*first, *reply.token_ids, *random_tokens(rng, 10)]
     (expected,) = run(plain, [second], GREEDY)
     computed = []
-    monkeypatch.setattr(
-        cached.runner, "upload", spy(cached.runner.upload, lambda chunks: computed.append(chunks[0]))
-    )
+    launch = cached.runner.launch
+    monkeypatch.setattr(cached.runner, "launch", spy(launch, lambda batch: computed.extend(batch.prefill)))
     (again,) = run(cached, [second], GREEDY)
     assert again.token_ids == expected.token_ids
     assert again.usage.cached_prompt_tokens == 112

@@ -16,13 +16,25 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from lite_llama.kernels import flash_attention1, flash_attention2, flash_decoding, operators
+from lite_llama.kernels import (
+    Hidden,
+    decode_attention,
+    flash_attention1,
+    flash_attention2,
+    flash_decoding,
+    gemm,
+    gemv,
+    operators,
+    rmsnorm,
+    sampling,
+    skip_rmsnorm,
+)
 from lite_llama.kernels._triton import Target
 
 TARGETS = {
     "cuda:80": (GPUTarget("cuda", 80, 32), Target(hip=False, warp_size=32, processors=108)),
     "cuda:86": (GPUTarget("cuda", 86, 32), Target(hip=False, warp_size=32, processors=82)),
-    "cuda:90": (GPUTarget("cuda", 90, 32), Target(hip=False, warp_size=32, processors=132)),
+    "cuda:90": (GPUTarget("cuda", 90, 32), Target(hip=False, warp_size=32, processors=132, pdl=True)),
     "hip:gfx90a": (GPUTarget("hip", "gfx90a", 64), Target(hip=True, warp_size=64, processors=104)),
     "hip:gfx942": (GPUTarget("hip", "gfx942", 64), Target(hip=True, warp_size=64, processors=304)),
     "hip:gfx1100": (GPUTarget("hip", "gfx1100", 32), Target(hip=True, warp_size=32, processors=48)),
@@ -52,12 +64,16 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     for dtype in (half, wide, full):
         x, weight = torch.empty(4, 9728, dtype=dtype), torch.empty(9728, dtype=dtype)
         yield f"rmsnorm {dtype}", partial(ops.rmsnorm, x, weight, 1e-5)
-        yield f"skip_rmsnorm {dtype}", partial(ops.skip_rmsnorm, x, x, weight, 1e-5)
+        yield f"skip_rmsnorm {dtype}", partial(ops.skip_rmsnorm, x[None], x, weight, 1e-5)
         yield f"swiglu {dtype}", partial(ops.swiglu, x)
         yield f"mul {dtype}", partial(ops.mul, x, x)
         yield f"softmax {dtype}", partial(ops.softmax, x)
-    sampler = torch.empty(4, 151936), torch.zeros(4), torch.zeros(4).int(), torch.ones(4), torch.zeros(4)
-    yield "sample", partial(ops.sample, *sampler, torch.zeros(4).long(), torch.zeros(4).long())
+    slots, positions = torch.arange(4).int(), torch.arange(4)
+    state = sampling.SamplingState.allocate(5, 151936, torch.device("cpu"))
+    yield "sample", partial(ops.sample, torch.empty(4, 151936), slots, positions, state)
+    embedding, table = torch.empty(8, 4096, dtype=wide), torch.zeros(5, 8).int()
+    yield "begin_step", partial(ops.begin_step, embedding, slots, slots, state.token, state.token, table)
+    yield from linear_launches()
     for heads, kv_heads, head_dim, dtype in (
         (14, 2, 64, wide), (12, 12, 80, half), (24, 8, 96, full), (32, 8, 128, wide),
         (8, 4, 256, wide), (8, 4, 256, full),
@@ -73,7 +89,35 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
         for name in ("flash1", "flash2"):
             prefill = operators.triton_operators(name).prefill_attention
             yield f"{name} {label}", partial(prefill, q, cache, cache, table, starts, lengths, 1, 0.1)
-        yield f"decode {label}", partial(ops.decode_attention, q, cache, cache, table, lengths, 0.1)
+        in_steps = partial(flash_decoding.triton_flash_decoding, q, cache, cache, table, lengths, 0.1)
+        yield f"flash_decoding {label}", in_steps
+        for batch, parts in ((1, 1), (4, 1), (4, 4)):
+            qkv = torch.empty(
+                parts, batch, (heads + 2 * kv_heads) * head_dim, dtype=full if parts > 1 else dtype
+            )
+            place = (positions[:batch], table[:batch, 0].contiguous(), table)
+            norms = norm or (None, None)
+            yield (
+                f"decode {label} {batch} {parts}",
+                partial(ops.decode_attention, qkv, *place, angles, angles, cache, cache, heads, 0.1, *norms),
+            )
+
+
+def linear_launches() -> Iterator[tuple[str, Callable[[], object]]]:
+    """The linear layers for one, few and a full batch of tokens, at narrow and wide shapes."""
+    linear = operators.triton_operators().linear
+    for (hidden, ffn), dtype in (((896, 4864), torch.bfloat16), ((4096, 14336), torch.float16)):
+        norm, bias = torch.empty(hidden, dtype=dtype), torch.empty(2 * ffn, dtype=dtype)
+        square, gate_up = torch.empty(hidden, hidden, dtype=dtype), torch.empty(2 * ffn, hidden, dtype=dtype)
+        down, head = torch.empty(hidden, ffn, dtype=dtype), torch.empty(65536, hidden, dtype=dtype)
+        for rows in (1, 4, 16, 64):
+            stream = Hidden(torch.empty(rows, hidden, dtype=dtype))
+            x = torch.empty(rows, ffn, dtype=dtype)
+            label = f"{rows} {hidden} {dtype}"
+            yield f"norm_linear {label}", partial(linear.norm_linear, stream, norm, 1e-5, square, norm)
+            yield f"linear_add {label}", partial(linear.linear_add, x, down, None, stream, norm, 1e-5)
+            yield f"norm_gate_up {label}", partial(linear.norm_gate_up, stream, norm, 1e-5, gate_up, bias)
+            yield f"norm_logits {label}", partial(linear.norm_logits, stream, norm, 1e-5, head)
 
 
 def main() -> None:
@@ -91,7 +135,10 @@ def main() -> None:
     for index, name in enumerate(sys.argv[1:]):
         gpu, target = TARGETS[name]
         driver.set_active(AbsentDriver(index, gpu))  # pyright: ignore[reportArgumentType]
-        modules: list[Any] = [flash_attention1, flash_attention2, flash_decoding]
+        modules: list[Any] = [
+            flash_attention1, flash_attention2, flash_decoding,
+            decode_attention, gemm, gemv, rmsnorm, sampling, skip_rmsnorm,
+        ]  # fmt: skip
         for module in modules:
             module.target = lambda device, target=target: target
         for description, call in launches():
