@@ -41,11 +41,10 @@ _NOISE_RANGE = math.log(24 * math.log(2)) + 24 * math.log(2) + 0.01
 class SamplingState:
     """How each sequence draws and what it drew: one row per slot, on the device that samples.
 
-    S slots: one per running sequence and a last one, greedy, for the padded rows of a batch. V: vocabulary.
-
-    temperature, top_p, min_p, repetition_penalty [S] fp32, top_k [S] int32, seed [S] int64, as in
-    SamplingParams (0, 1, 0, 1 and 0 are off); token [S] int64: the token drawn last; seen [S, V] uint8: 1 for
-    every token of the prompt or the reply, read only where repetition_penalty is not 1.
+    S slots: one per running sequence and a last one, left greedy, for the padded rows of a batch.
+    temperature [S] fp32, 0: greedy; top_k [S] int32, 0: off; top_p [S] fp32, 1: off; min_p [S] fp32, 0: off;
+    repetition_penalty [S] fp32, 1: off; seed [S] int64; token [S] int64: the token drawn last; seen [S, V]
+    uint8: 1 for every token of the prompt or the reply, read only where there is a penalty.
     """
 
     temperature: Tensor
