@@ -15,7 +15,7 @@ whether it is kept; a candidate that is not gives way to the best of the tokens 
    32 tokens whose maximum says that they matter, so that the rare further rounds are short. Top-p after
    top-k needs the mass of the k largest, so there it searches for the k-th largest logit.
 
-Sums run in an order that depends on the vocabulary alone: a row's draw is bitwise the same in every batch.
+Sums run in an order that depends on the row alone: its draw is bitwise the same in every batch.
 """
 
 from __future__ import annotations
@@ -499,12 +499,12 @@ def _best_above(
 def _list_live(scratch, row, block_count, pivot, TILE: tl.constexpr):
     """Write the row's blocks that have a logit above `pivot` to its live list, in order -> how many."""
     live = 0
-    row_ptr = row * block_count
+    offset = row * block_count
     for start in range(0, block_count, TILE * _BLOCK):
         block = start + tl.arange(0, TILE * _BLOCK)
-        maxima = tl.load(scratch.block_largest + row_ptr + block, block < block_count, other=-float("inf"))
+        maxima = tl.load(scratch.block_largest + offset + block, block < block_count, other=-float("inf"))
         matters = (maxima > pivot).to(tl.int32)
-        tl.store(scratch.live + row_ptr + live + tl.cumsum(matters, 0) - 1, block, matters != 0)
+        tl.store(scratch.live + offset + live + tl.cumsum(matters, 0) - 1, block, matters != 0)
         live += tl.sum(matters, 0)
     tl.debug_barrier()  # other threads of this program read what was written
     return live
