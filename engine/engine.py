@@ -33,8 +33,9 @@ from .kv_cache import PagePool, allocate_cache
 from .memory import CHUNK_TOKENS, STEP_TOKENS, MemoryPlan, plan_memory
 from .no_tokenizer import NoTokenizer
 from .options import DEFAULT_OPTIONS, EngineOptions
+from .prompt_lookup import PromptLookup, count_accepted
 from .request import GenerationRequest, Message
-from .runner import ModelRunner, Step
+from .runner import MAX_DRAFTS, ModelRunner, Step
 from .scheduler import Batch, Scheduler
 from .sequence import Sequence
 from .tokenizer import Tokenizer
@@ -81,6 +82,9 @@ class Engine:
             prefix_cache=options.prefix_cache,
         )
         self._pending: deque[tuple[Batch, Step]] = deque()
+        # The Triton kernels give each row of a verification the very bits that it would have alone. PyTorch
+        # does not, so that on a CPU drafts would change sampled replies; nor is the device ahead there.
+        self._speculate = options.speculate and model.ops.name == "triton"
         self.info = ModelInfo(
             name=name,
             family=config.family,
@@ -180,10 +184,15 @@ class Engine:
     def step(self) -> None:
         """Launch one batch, then tell every request how far the oldest batch in flight has brought it.
 
-        Where the runner works ahead, the batch just launched goes on while the one before it is told. An
-        exception leaves the engine in a state that only `fail_all` ends.
+        Where the runner works ahead, the batch just launched goes on while the one before it is told. With
+        drafts to verify nothing is launched until all that is in flight is told, and then they are verified
+        instead. An exception leaves the engine in a state that only `fail_all` ends.
         """
-        batch = self.scheduler.schedule()
+        drafts = self._propose()
+        if drafts and not self._pending:
+            self._verify(self.scheduler.running[0], drafts)
+            return
+        batch = None if drafts else self._schedule()
         if batch:
             self._pending.append((batch, self.runner.launch(batch)))
         if self._pending and (batch is None or len(self._pending) > self.runner.steps_ahead):
@@ -196,6 +205,46 @@ class Engine:
         for sequence in self.scheduler.sequences:
             self.scheduler.remove(sequence)
             sequence.sink(Failed(sequence.request_id, message, sequence.detokenizer.text))
+
+    def _schedule(self) -> Batch | None:
+        for sequence in self.scheduler.running:
+            if sequence.device_is_behind:
+                self.runner.state.enter_token(sequence)
+                sequence.device_is_behind = False
+        return self.scheduler.schedule()
+
+    def _propose(self) -> list[int]:
+        """Drafts for the sequence that runs alone; none if it would not pay or there is no such sequence.
+
+        A repetition penalty depends on all tokens before, the drafts included: such a sequence has none.
+        """
+        running = self.scheduler.running
+        if not self._speculate or len(running) != 1 or self.scheduler.waiting:
+            return []
+        (sequence,) = running
+        if not sequence.is_decoding or sequence.params.repetition_penalty != 1:
+            return []
+        sequence.lookup = sequence.lookup or PromptLookup(sequence.tokens, sequence.prompt_len)
+        # The model's own token, which follows the accepted drafts, needs room in the reply too.
+        room = sequence.max_tokens - sequence.length - 1
+        drafts = sequence.lookup.propose(min(MAX_DRAFTS, room))
+        if drafts and not self.scheduler.reserve(sequence, sequence.length + len(drafts)):
+            return []
+        return drafts
+
+    def _verify(self, sequence: Sequence, drafts: list[int]) -> None:
+        """Take in the drafts that the model would have drawn itself, and the token that it draws after them."""
+        tokens = self.runner.verify(sequence, drafts)
+        now = time.monotonic()
+        accepted = count_accepted(drafts, tokens)
+        sequence.device_is_behind = True
+        for token in tokens[: accepted + 1]:
+            self.scheduler.accept_verified(sequence, token)
+            self._accept(sequence, token, now)
+            if sequence.finished:
+                return
+        assert sequence.lookup
+        sequence.lookup.judge(accepted)
 
     def _finish_step(self, batch: Batch, step: Step) -> None:
         tokens = step.tokens()

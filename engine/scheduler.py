@@ -109,6 +109,12 @@ class Scheduler:
         self._register(sequence)
         return True
 
+    def accept_verified(self, sequence: Sequence, token: int) -> None:
+        """Take in a running sequence's next token, drawn by a pass that computed the token before it."""
+        sequence.computed += 1
+        sequence.tokens.append(token)
+        self._register(sequence)
+
     def reserve(self, sequence: Sequence, tokens: int) -> bool:
         """Give a running sequence pages for `tokens` tokens in all; False, changing nothing, if too few."""
         return self.pool.grow(sequence.pages, tokens)

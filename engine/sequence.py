@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from .detokenizer import Detokenizer
 from .events import Event
+from .prompt_lookup import PromptLookup
 from .request import SamplingParams
 
 
@@ -51,6 +52,12 @@ class Sequence:
     preemptions: int = 0
     finished: bool = False
     """Ended, cancelled or failed: a token still in flight is dropped."""
+
+    # For speculative decoding.
+    lookup: PromptLookup | None = None
+    """Reads along from the first time on that the sequence runs alone."""
+    device_is_behind: bool = False
+    """Whether the newest token was verified and the device's state still holds an older one."""
 
     first_token: float | None = None
     last_token: float | None = None
