@@ -66,6 +66,8 @@ app.add_typer(bench, name="bench")
 
 def main() -> None:
     """Entry point of the `lite-llama-tui` command."""
+    # The kernels know no directories: they find the user's tiles by this variable (kernels/tiles.py).
+    os.environ.setdefault("LITE_LLAMA_TILES", str(Paths.default().tiles))
     app(prog_name="lite-llama-tui")
 
 

@@ -37,6 +37,11 @@ class Paths:
         return self.config / "settings.toml"
 
     @property
+    def tiles(self) -> Path:
+        """The kernels' tiles that `bench tune` found on this machine."""
+        return self.data / "tiles.json"
+
+    @property
     def log(self) -> Path:
         return self.data / "lite-llama-tui.log"
 

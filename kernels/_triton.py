@@ -41,13 +41,16 @@ __all__ = ["HAS_TRITON", "Target", "target", "tl", "triton"]
 class Target:
     """The GPU properties that tiles and launches depend on.
 
-    `hip`: an AMD GPU; `warp_size`: threads per warp (64 on AMD's CDNA, else 32); `processors`: SMs or
-    compute units; `pdl`: has programmatic dependent launch (NVIDIA, compute capability 9.0 and later).
+    `arch`: its kind (sm_90, gfx942); `hip`: an AMD GPU; `warp_size`: threads per warp (64 on AMD's CDNA, else
+    32); `processors`: SMs or compute units; `shared_kib`: shared memory that a program may have; `pdl`: has
+    programmatic dependent launch (NVIDIA, compute capability 9.0 and later).
     """
 
+    arch: str
     hip: bool
     warp_size: int
     processors: int
+    shared_kib: int = 64
     pdl: bool = False
 
     def warps(self, threads: int) -> int:
@@ -67,9 +70,10 @@ class Target:
 def target(device: torch.device) -> Target:
     """The target of `device`. The CPU, on which only the interpreter runs kernels, poses as a small GPU."""
     if device.type != "cuda":
-        return Target(hip=False, warp_size=32, processors=4)
+        return Target("cpu", hip=False, warp_size=32, processors=4)
     properties = torch.cuda.get_device_properties(device)
     hip = bool(torch.version.hip)
-    return Target(
-        hip, properties.warp_size, properties.multi_processor_count, pdl=not hip and properties.major >= 9
-    )
+    arch = properties.gcnArchName.split(":")[0] if hip else f"sm_{properties.major}{properties.minor}"
+    pdl = not hip and properties.major >= 9
+    shared_kib = getattr(properties, "shared_memory_per_block_optin", 64 << 10) // 1024  # NVIDIA's alone
+    return Target(arch, hip, properties.warp_size, properties.multi_processor_count, shared_kib, pdl)

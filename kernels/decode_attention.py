@@ -6,20 +6,22 @@ program that finishes last combines the splits, in order.
 """
 
 import math
+from collections.abc import Iterator
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
 
-from . import flash_decoding, kv_write, paging, rope
+from . import flash_decoding, kv_write, paging, rope, tiles
 from ._triton import Target, target, tl, triton
 from .flash_attention2 import padded
 from .gemm import MAX_ROWS
 from .pdl import await_previous, start_dependents
+from .tiles import Options
 
 MAX_SPLITS = 64
-MIN_SPLIT = 64
-"""Splits of one sequence at most, and tokens of one split at least."""
+"""Splits of one sequence at most."""
 
 
 def reference(
@@ -267,11 +269,30 @@ def _kernel(
         )  # fmt: skip
 
 
-def tile(head_dim: int, dtype: torch.dtype, where: Target) -> dict[str, int]:
-    """BLOCK_N, warps and stages: the block in hand and the next one are in registers."""
+def tile(head_dim: int, group: int, dtype: torch.dtype, where: Target) -> Options:
+    """BLOCK_N and warps (the block in hand and the next one are in registers), and the least split."""
+    return tiles.lookup(tile_key(head_dim, group, dtype, where)) or rule(head_dim, dtype, where)
+
+
+def tile_key(head_dim: int, group: int, dtype: torch.dtype, where: Target) -> str:
+    """The shape's key in the table of tiles."""
+    return tiles.key("decode_attention", where, dtype, head_dim=head_dim, group=group)
+
+
+def rule(head_dim: int, dtype: torch.dtype, where: Target) -> Options:
+    """As `tile`, where nothing was measured."""
     large = dtype == torch.float32
     block_n = 16 if head_dim > 128 or (large and head_dim > 64) else 32 if large or head_dim > 64 else 64
-    return {"BLOCK_N": block_n, "num_warps": where.warps(256 if large else 128), "num_stages": 1}
+    warps = where.warps(256 if large else 128)
+    return {"BLOCK_N": block_n, "MIN_SPLIT": 64, "num_warps": warps, "num_stages": 1}
+
+
+def candidates(head_dim: int, where: Target) -> Iterator[Options]:
+    """Options worth measuring."""
+    for block_n, min_split, threads in product((32, 64, 128), (64, 128, 256), (64, 128, 256)):
+        if block_n <= min_split and block_n * head_dim // threads <= 128:
+            warps = where.warps(threads)
+            yield {"BLOCK_N": block_n, "MIN_SPLIT": min_split, "num_warps": warps, "num_stages": 1}
 
 
 class Scratch:
@@ -339,7 +360,7 @@ def triton_decode_attention(
         q_heads, kv_heads, group, PARTS=parts, GROUP_PAD=padded(group),
         GROUP_POWER=triton.next_power_of_2(group), HALF=half, HALF_PAD=padded(half),
         HEAD_DIM=head_dim, DIM_PAD=padded(head_dim), NORM=q_norm is not None,
-        MIN_SPLIT=MIN_SPLIT, MAX_SPLITS=MAX_SPLITS, CHUNK=8, **tile(head_dim, k_cache.dtype, where),
+        MAX_SPLITS=MAX_SPLITS, CHUNK=8, **tile(head_dim, group, k_cache.dtype, where),
         **chain,
     )  # fmt: skip
     if one_sequence:

@@ -6,11 +6,16 @@ the consumer adds the partial sums, in order: no atomics, and the same sums in t
 number of tokens, so that a token's result does not depend on the others, bit for bit.
 """
 
+from collections.abc import Iterator
+from itertools import product
+
 import torch
 from torch import Tensor
 
+from . import tiles
 from ._triton import Target, target, tl, triton
 from .pdl import await_previous, start_dependents
+from .tiles import Options
 
 MAX_ROWS = 64
 """Tokens up to which this kernel is used; beyond, arithmetic counts and a GEMM library is at home."""
@@ -65,29 +70,54 @@ def _kernel(
     tl.store(out, y.to(out_ptr.dtype.element_ty), mask)
 
 
-def tile(inputs: int, outputs: int, dtype: torch.dtype, where: Target, *, split: bool) -> dict[str, int]:
+def tile(inputs: int, outputs: int, dtype: torch.dtype, where: Target, *, split: bool) -> Options:
     """BLOCK_N, BLOCK_K, STAGES, warps and the SLICE of K of one program, for any number of tokens.
 
-    `outputs` counts rows of weights. With `split`, K is cut until there are about two programs for each
+    `outputs` counts rows of weights. With `split`, K is cut until there is a program for nearly every
     processor, but into slices of at least 256.
     """
-    wide = outputs >= 64 * 1024  # the output layer: fewer, larger tiles
-    block_n, block_k, stages = (128, 64, 3) if wide else (64, 128 if where.pdl else 64, 4 if where.pdl else 3)
-    if where.hip:
-        block_n, stages = 64, 1
-    tiles = triton.cdiv(outputs, block_n)
-    splits = 1
-    if split:
-        while tiles * splits < where.processors * 3 // 2 and inputs // (2 * splits) >= 256 and splits < 8:
-            splits *= 2
-    piece = triton.cdiv(inputs, splits)
+    measured = tiles.lookup(tile_key(inputs, outputs, dtype, where, split=split))
+    return measured or rule(inputs, outputs, where, split=split)
+
+
+def tile_key(inputs: int, outputs: int, dtype: torch.dtype, where: Target, *, split: bool) -> str:
+    """The shape's key in the table of tiles."""
+    return tiles.key("gemm", where, dtype, inputs=inputs, outputs=outputs, split=int(split))
+
+
+def rule(inputs: int, outputs: int, where: Target, *, split: bool) -> Options:
+    """As `tile`, where nothing was measured."""
+    enough = where.processors * 9 // 10
+    block_n = 128 if outputs // 128 >= enough and not where.hip else 64
+    block_k, stages = (64, 1) if where.hip else (64, 3)
+    if where.shared_kib >= 200 and outputs // block_n < 4 * where.processors:  # deep pipelines, short runs
+        block_k, stages = 128, 4
+    programs, splits = triton.cdiv(outputs, block_n), 1
+    while split and programs * splits < enough and inputs // (2 * splits) >= 256 and splits < 8:
+        splits *= 2
     return {
-        "SLICE": triton.cdiv(piece, block_k) * block_k,
+        "SLICE": triton.cdiv(triton.cdiv(inputs, splits), block_k) * block_k,
         "BLOCK_N": block_n,
         "BLOCK_K": block_k,
         "STAGES": stages,
         "num_warps": where.warps(128),
     }
+
+
+def candidates(inputs: int, outputs: int, where: Target, *, split: bool) -> Iterator[Options]:
+    """Options worth measuring; whatever is chosen holds for every number of tokens."""
+    for block_n, block_k, stages in product((64, 128), (64, 128), (2, 3, 4)):
+        for splits in (1, 2, 4, 8) if split else (1,):
+            piece = triton.cdiv(triton.cdiv(inputs, splits), block_k) * block_k
+            if piece * splits >= inputs + piece or outputs < block_n or (splits > 1 and piece < 256):
+                continue
+            yield {
+                "SLICE": piece,
+                "BLOCK_N": block_n,
+                "BLOCK_K": block_k,
+                "STAGES": stages,
+                "num_warps": where.warps(128),
+            }
 
 
 def gemm(

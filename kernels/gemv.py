@@ -8,11 +8,16 @@ waits for the kernel before it (programmatic dependent launch), and for the next
 # pyright: reportPossiblyUnboundVariable=false
 # (Branches on a constexpr are taken when a kernel is compiled, together or not at all.)
 
+from collections.abc import Iterator
+from itertools import product
+
 import torch
 from torch import Tensor
 
+from . import tiles
 from ._triton import Target, target, tl, triton
 from .pdl import await_previous, start_dependents
+from .tiles import Options
 
 MAX_ROWS = 4
 """Tokens up to which this kernel is used: the weights are read once, but each token multiplies by itself."""
@@ -93,11 +98,30 @@ def _kernel(
         tl.store(out_ptr + row * outputs + output, y.to(out_ptr.dtype.element_ty), inside)
 
 
-def tile(inputs: int, gated: bool, dtype: torch.dtype, where: Target) -> dict[str, int]:
-    """BLOCK_N x BLOCK_K and warps: 32 to 64 weights a thread, in a few rows read in long runs."""
+def tile(inputs: int, outputs: int, gated: bool, dtype: torch.dtype, where: Target) -> Options:
+    """BLOCK_N x BLOCK_K and warps: a few rows read in long runs, so many weights a thread at once."""
+    return tiles.lookup(tile_key(inputs, outputs, gated, dtype, where)) or rule(inputs, gated, dtype, where)
+
+
+def tile_key(inputs: int, outputs: int, gated: bool, dtype: torch.dtype, where: Target) -> str:
+    """The shape's key in the table of tiles."""
+    return tiles.key("gemv", where, dtype, inputs=inputs, outputs=outputs, gated=int(gated))
+
+
+def rule(inputs: int, gated: bool, dtype: torch.dtype, where: Target) -> Options:
+    """As `tile`, where nothing was measured: 32 to 64 weights a thread."""
     block_k = min(triton.next_power_of_2(inputs), 1024 if inputs > 4096 or dtype.itemsize > 2 else 2048)
-    threads = max(64, (8 if gated else 4) * block_k // (32 if gated else 64))
+    threads = max(64, 4 * block_k // (16 if gated else 64))
     return {"BLOCK_N": 4, "BLOCK_K": block_k, "num_warps": where.warps(threads), "num_stages": 1}
+
+
+def candidates(inputs: int, gated: bool, where: Target) -> Iterator[Options]:
+    """Options worth measuring."""
+    widest = triton.next_power_of_2(inputs)
+    for block_n, block_k, threads in product((2, 4, 8), (512, 1024, 2048, 4096), (128, 256)):
+        if block_k <= widest and block_n * block_k // threads in ((16, 32) if gated else (32, 64)):
+            warps = where.warps(threads)
+            yield {"BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": warps, "num_stages": 1}
 
 
 def gemv(
@@ -120,7 +144,7 @@ def gemv(
     outputs = outputs // 2 if gated else outputs
     where = target(x.device)
     out = x.new_empty((len(x), outputs), dtype=dtype)
-    options = tile(inputs, gated, weight.dtype, where)
+    options = tile(inputs, outputs, gated, weight.dtype, where)
     _kernel[(triton.cdiv(outputs, options["BLOCK_N"]),)](
         x, norm, weight, bias, residual, out, outputs, eps, ROWS=len(x), K=inputs,
         NORM=norm is not None, BIAS=bias is not None, RESIDUAL=residual is not None, GATED=gated,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -303,6 +304,32 @@ def speculate(
         from .speculate import measure
 
         publish(measure(subject, new_tokens=new_tokens, repeats=repeats, tell=tell))
+
+
+@bench.command()
+def tune(
+    model: Model = None,
+    shape: Shape = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    table: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to write the tiles; default: the file that the app reads."),
+    ] = None,
+) -> None:
+    """Find the fastest kernel tiles for this GPU and a model's shapes."""
+    subject = _subject(model, shape, device, dtype)
+    if table is None:
+        if not (own := os.environ.get("LITE_LLAMA_TILES")):
+            raise UserError("Say where to write the tiles: --table FILE.")
+        table = Path(own)
+    from .tune import tune as tune_tiles
+
+    def tell(text: str) -> None:
+        typer.echo(text, err=True)
+
+    count = tune_tiles(subject.config, table, device=device, dtype=dtype, tell=tell)
+    typer.echo(f"Wrote {count} tiles to {table}")
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def copy_bandwidth(device: torch.device) -> CopyBandwidth:
 def _copy_seconds(device: torch.device, size: int, copies: int) -> list[float]:
     import torch
 
-    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    source = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device)  # zeros may be quicker
     target = torch.empty_like(source)
 
     def seconds() -> float:

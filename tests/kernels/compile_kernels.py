@@ -32,12 +32,12 @@ from lite_llama.kernels import (
 from lite_llama.kernels._triton import Target
 
 TARGETS = {
-    "cuda:80": (GPUTarget("cuda", 80, 32), Target(hip=False, warp_size=32, processors=108)),
-    "cuda:86": (GPUTarget("cuda", 86, 32), Target(hip=False, warp_size=32, processors=82)),
-    "cuda:90": (GPUTarget("cuda", 90, 32), Target(hip=False, warp_size=32, processors=132, pdl=True)),
-    "hip:gfx90a": (GPUTarget("hip", "gfx90a", 64), Target(hip=True, warp_size=64, processors=104)),
-    "hip:gfx942": (GPUTarget("hip", "gfx942", 64), Target(hip=True, warp_size=64, processors=304)),
-    "hip:gfx1100": (GPUTarget("hip", "gfx1100", 32), Target(hip=True, warp_size=32, processors=48)),
+    "cuda:80": (GPUTarget("cuda", 80, 32), Target("sm_80", False, 32, 108, 163)),
+    "cuda:86": (GPUTarget("cuda", 86, 32), Target("sm_86", False, 32, 82, 99)),
+    "cuda:90": (GPUTarget("cuda", 90, 32), Target("sm_90", False, 32, 132, 227, pdl=True)),
+    "hip:gfx90a": (GPUTarget("hip", "gfx90a", 64), Target("gfx90a", True, 64, 104, 64)),
+    "hip:gfx942": (GPUTarget("hip", "gfx942", 64), Target("gfx942", True, 64, 304, 64)),
+    "hip:gfx1100": (GPUTarget("hip", "gfx1100", 32), Target("gfx1100", True, 32, 48, 64)),
 }
 
 
@@ -91,7 +91,7 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"{name} {label}", partial(prefill, q, cache, cache, table, starts, lengths, 1, 0.1)
         in_steps = partial(flash_decoding.triton_flash_decoding, q, cache, cache, table, lengths, 0.1)
         yield f"flash_decoding {label}", in_steps
-        for batch, parts in ((1, 1), (4, 1), (4, 4)):
+        for batch, parts in ((1, 1), (4, 4)) if head_dim == 64 else ((1, 1),):
             qkv = torch.empty(
                 parts, batch, (heads + 2 * kv_heads) * head_dim, dtype=full if parts > 1 else dtype
             )
@@ -104,20 +104,19 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def linear_launches() -> Iterator[tuple[str, Callable[[], object]]]:
-    """The linear layers for one, few and a full batch of tokens, at narrow and wide shapes."""
+    """The linear layers for one, few and many tokens, at narrow and wide shapes."""
     linear = operators.triton_operators().linear
-    for (hidden, ffn), dtype in (((896, 4864), torch.bfloat16), ((4096, 14336), torch.float16)):
+    narrow, wide = (896, 4864, torch.bfloat16), (4096, 14336, torch.float16)
+    for (hidden, ffn, dtype), rows in ((narrow, 1), (narrow, 64), (wide, 4), (wide, 16)):
         norm, bias = torch.empty(hidden, dtype=dtype), torch.empty(2 * ffn, dtype=dtype)
         square, gate_up = torch.empty(hidden, hidden, dtype=dtype), torch.empty(2 * ffn, hidden, dtype=dtype)
-        down, head = torch.empty(hidden, ffn, dtype=dtype), torch.empty(65536, hidden, dtype=dtype)
-        for rows in (1, 4, 16, 64):
-            stream = Hidden(torch.empty(rows, hidden, dtype=dtype))
-            x = torch.empty(rows, ffn, dtype=dtype)
-            label = f"{rows} {hidden} {dtype}"
-            yield f"norm_linear {label}", partial(linear.norm_linear, stream, norm, 1e-5, square, norm)
-            yield f"linear_add {label}", partial(linear.linear_add, x, down, None, stream, norm, 1e-5)
-            yield f"norm_gate_up {label}", partial(linear.norm_gate_up, stream, norm, 1e-5, gate_up, bias)
-            yield f"norm_logits {label}", partial(linear.norm_logits, stream, norm, 1e-5, head)
+        down, head = torch.empty(hidden, ffn, dtype=dtype), torch.empty(151936, hidden, dtype=dtype)
+        stream, x = Hidden(torch.empty(rows, hidden, dtype=dtype)), torch.empty(rows, ffn, dtype=dtype)
+        label = f"{rows} {hidden} {dtype}"
+        yield f"norm_linear {label}", partial(linear.norm_linear, stream, norm, 1e-5, square, norm)
+        yield f"linear_add {label}", partial(linear.linear_add, x, down, None, stream, norm, 1e-5)
+        yield f"norm_gate_up {label}", partial(linear.norm_gate_up, stream, norm, 1e-5, gate_up, bias)
+        yield f"norm_logits {label}", partial(linear.norm_logits, stream, norm, 1e-5, head)
 
 
 def main() -> None:

@@ -1,0 +1,67 @@
+"""The table of measured tiles: what `tuning.tune` found to be faster than the kernels' own rules.
+
+Keys name the kind of GPU, the kernel and the shape; values are the launch options that its rule would give.
+The package brings the table of GPUs that we have measured; the file that LITE_LLAMA_TILES names, a user's
+own, comes on top.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from ._triton import Target
+
+Options = dict[str, int]
+
+VARIABLE = "LITE_LLAMA_TILES"
+_PACKAGED = Path(__file__).with_name("tiles.json")
+
+
+def key(kernel: str, where: Target, dtype: torch.dtype, **shape: int) -> str:
+    """`sm_90 gemv bfloat16 inputs=2048 outputs=3072 gated=0`."""
+    parts = [where.arch, kernel, str(dtype).removeprefix("torch.")]
+    return " ".join([*parts, *(f"{name}={value}" for name, value in shape.items())])
+
+
+def lookup(name: str) -> Options | None:
+    """The measured options of a key, if there are any. Raises ValueError where the user's table is none."""
+    return _table().get(name)
+
+
+def update(options: dict[str, Options]) -> None:
+    """Add to the table of this process."""
+    _table().update(options)
+
+
+def save(path: Path, options: dict[str, Options]) -> None:
+    """Write `options` into a user's table; what it says of other keys stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_read(path) | options, indent=1, sort_keys=True)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+@cache
+def _table() -> dict[str, Options]:
+    own = os.environ.get(VARIABLE)
+    return _read(_PACKAGED) | (_read(Path(own)) if own else {})
+
+
+def _read(path: Path) -> dict[str, Options]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        found = None
+    whole = isinstance(found, dict) and all(
+        isinstance(options, dict) and all(isinstance(value, int) for value in options.values())
+        for options in found.values()
+    )
+    if not whole:
+        raise ValueError(f"{path} is no table of tiles: delete it and tune again.")
+    return found
