@@ -233,7 +233,7 @@ class Engine:
         return drafts
 
     def _verify(self, sequence: Sequence, drafts: list[int]) -> None:
-        """Take in the drafts that the model would have drawn itself, and the token that it draws after them."""
+        """Take in the drafts that are the model's own tokens too, and the token that it draws after them."""
         tokens = self.runner.verify(sequence, drafts)
         now = time.monotonic()
         accepted = count_accepted(drafts, tokens)

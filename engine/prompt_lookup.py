@@ -1,9 +1,9 @@
 """Prompt-lookup decoding (Saxena 2023): a reply that copies what came before is its own draft.
 
 The tokens that followed an earlier occurrence of the newest n-gram are the drafts, and the model verifies
-them in one pass (Leviathan et al. 2023, arXiv:2211.17192). As sampling noise is keyed by seed and position, the
-token at each position is a function of the tokens before it: a draft that equals the model's own token is
-accepted, the first that does not gives way to it, and the output is what it would be without drafts.
+them in one pass (Leviathan et al. 2023, arXiv:2211.17192). Sampling noise is keyed by seed and position, so
+the token at each position is a function of the tokens before it: a draft that equals the model's own token
+is accepted, the first that does not gives way to it, and the output is what it would be without drafts.
 
 Host only: no tensors, no model. This says when to draft and what; the engine has it verified.
 """
@@ -34,7 +34,7 @@ def count_accepted(drafts: Sequence[int], verified: Sequence[int]) -> int:
 class PromptLookup:
     """Reads along as one sequence grows, and predicts what comes next; O(1) time and memory per token.
 
-    As long as nothing repeats, it tests its predictions and proposes nothing, at about a microsecond per token.
+    As long as nothing repeats it proposes nothing, and only compares, for about a microsecond per token.
     """
 
     def __init__(self, tokens: list[int], prompt_len: int) -> None:
