@@ -31,12 +31,9 @@ class Step:
     """A batch that was launched, and where its tokens arrive."""
 
     def __init__(self, drawn: list[Tensor], device: torch.device) -> None:
-        """drawn: ids on the device, int64, which later launches may overwrite."""
+        """drawn: ids on the host, int64, as `ModelRunner._fetch` gives them."""
         self._drawn, self._done = drawn, None
         if device.type == "cuda":
-            self._drawn = [torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True) for ids in drawn]
-            for host, ids in zip(self._drawn, drawn, strict=True):
-                host.copy_(ids, non_blocking=True)
             self._done = torch.cuda.Event()
             self._done.record()
 
@@ -73,6 +70,7 @@ class ModelRunner:
         self._graphs = Graphs(device) if cuda_graphs and device.type == "cuda" else None
         self._entered: dict[int, tuple[Sequence, int]] = {}
 
+    @torch.inference_mode()
     def warm_up(self) -> None:
         """Compile and capture what a first message needs, so that its answer need not wait for it."""
         padding = self.state.padding
@@ -92,12 +90,11 @@ class ModelRunner:
                 sequence.pages[position // PAGE_SIZE] if position % PAGE_SIZE == 0 else 0
                 for sequence, position in zip(batch.decode, at, strict=True)
             ]
-            drawn.append(self._decode([sequence.slot for sequence in batch.decode], pages))
+            drawn.append(self._fetch(self._decode([sequence.slot for sequence in batch.decode], pages)))
         for chunk in batch.prefill:
             ids = self._launch_chunk(chunk)
             if chunk.is_last:
-                # A graph's result is overwritten by the next chunk that it computes.
-                drawn.append(ids.clone() if self._graphs and len(batch.prefill) > 1 else ids)
+                drawn.append(self._fetch(ids))
         return Step(drawn, self.device)
 
     @torch.inference_mode()
@@ -119,7 +116,14 @@ class ModelRunner:
         ]
         idle = [[0] * rows, [0] * rows, [self.state.padding] * rows]
         ids = self._run("verify", self._verify_step, inputs, idle)
-        return Step([ids[: len(tokens)]], self.device).tokens()
+        return Step([self._fetch(ids[: len(tokens)])], self.device).tokens()
+
+    def _fetch(self, ids: Tensor) -> Tensor:
+        """A copy on the host, under way: on the device the next graph may write over what this one left."""
+        if self.device.type != "cuda":
+            return ids
+        host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
+        return host.copy_(ids, non_blocking=True)
 
     def _decode(self, slots: list[int], new_pages: list[int]) -> Tensor:
         rows = len(slots)
