@@ -102,6 +102,11 @@ def test_a_long_prompt_is_read_over_several_steps():
     assert [lookup.propose(1) for _ in range(3)] == [[], [], [5]]
 
 
+def test_nothing_is_drafted_from_what_is_not_the_newest():
+    lookup = PromptLookup([1, 2] * prompt_lookup.READ_TOKENS, 0)
+    assert [lookup.propose(2) for _ in range(2)] == [[], [1, 2]]
+
+
 def test_a_random_text_is_left_alone():
     draw = random.Random(1)
     assert not any(follow(draw.choices(range(300), k=300), draw.choices(range(300), k=300)))
@@ -214,12 +219,18 @@ def test_a_reply_that_repeats_itself_takes_fewer_passes(
     monkeypatch.setattr(engine, "_speculate", True)
     rounds, launched, launch = watch(engine, monkeypatch), [], engine.runner.launch
     monkeypatch.setattr(engine.runner, "launch", lambda batch: (launched.append(batch), launch(batch))[1])
+    judged, judge = [], PromptLookup.judge
+    monkeypatch.setattr(
+        PromptLookup, "judge", lambda self, accepted: (judged.append(accepted), judge(self, accepted))[1]
+    )
     (reply,) = run(engine, [PROMPT], params)
     engine.pool.forget()
     assert reply.token_ids == expected.token_ids
     assert reply.text == expected.text
     assert engine.pool.used == 0
     assert len(launched) + len(rounds) + rounds.accepted == 120  # no pass was for nothing
+    assert len(judged) >= len(rounds) - 1  # the one that ended the reply does not count
+    assert judged == [count_accepted(*each) for each in rounds][: len(judged)]
     if temperature == 0:
         assert rounds.accepted > 2 * len(rounds)
     else:  # copied in part: some drafts are right, and some are not
