@@ -34,7 +34,7 @@ def count_accepted(drafts: Sequence[int], verified: Sequence[int]) -> int:
 class PromptLookup:
     """Reads along as one sequence grows, and predicts what comes next; O(1) time and memory per token.
 
-    As long as nothing repeats it proposes nothing, and only compares, which takes a few microseconds per token.
+    As long as nothing repeats it proposes nothing, and only compares: a few microseconds per token.
     """
 
     def __init__(self, tokens: list[int], prompt_len: int) -> None:
