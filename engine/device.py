@@ -31,8 +31,8 @@ def resolve_device(name: str) -> torch.device:
 def resolve_dtype(name: str, device: torch.device, stored: str) -> torch.dtype:
     """`auto` is the dtype that the weights are stored in, unless the device computes slowly in it.
 
-    A CPU without fast bf16 (AVX-512) runs 16-bit weights in float32; float16 weights on a CPU with it run
-    in bfloat16; a GPU without bf16 runs bfloat16 weights in float16. Raises UserError for an unknown name.
+    A CPU runs float16 weights in bfloat16; a GPU without bf16 runs bfloat16 weights in float16. Raises
+    UserError for an unknown name.
     """
     if name != "auto":
         if name not in DTYPES:
@@ -42,17 +42,10 @@ def resolve_dtype(name: str, device: torch.device, stored: str) -> torch.dtype:
     if dtype == torch.float32:
         return dtype
     if device.type == "cpu":
-        return torch.bfloat16 if cpu_has_bf16() else torch.float32
+        return torch.bfloat16
     if dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
     return dtype
-
-
-def cpu_has_bf16() -> bool:
-    """Whether oneDNN multiplies bf16 matrices on this CPU without emulating it in fp32."""
-    return (
-        torch.ops.mkldnn._is_mkldnn_bf16_supported() and "AVX512" in torch.backends.cpu.get_cpu_capability()
-    )
 
 
 def device_name(device: torch.device) -> str:

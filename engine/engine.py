@@ -72,6 +72,7 @@ class Engine:
             max_context=plan.max_context,
             cuda_graphs=options.cuda_graphs,
         )
+        self.runner.warm_up()
         self.pool = PagePool(plan.kv_pages)
         self.scheduler = Scheduler(
             self.pool,

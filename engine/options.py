@@ -37,7 +37,7 @@ class EngineOptions:
     prefix_cache: bool = True
     """Finished sequences leave their keys and values to later ones that begin with the same tokens."""
     speculate: bool = True
-    """Prompt-lookup speculative decoding of a single sequence, where it pays."""
+    """Prompt-lookup speculative decoding of a single sequence on a GPU, where it pays."""
     max_sequences: int = 64
     """Sequences that run at once; more wait."""
 

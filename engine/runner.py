@@ -77,6 +77,8 @@ class ModelRunner:
         if self._graphs:
             for size in WARM_SIZES:
                 self._prefill([padding, 0, 1], [0] * size)
+            rows = MAX_DRAFTS + 1
+            self._verify([[0] * rows, [0] * rows, [padding] * rows])
             self._decode([padding], [0])
             torch.cuda.synchronize(self.device)
 
@@ -114,8 +116,7 @@ class ModelRunner:
             [*range(first, first + len(tokens)), *[0] * spare],
             [slot] * len(tokens) + [self.state.padding] * spare,
         ]
-        idle = [[0] * rows, [0] * rows, [self.state.padding] * rows]
-        ids = self._run("verify", self._verify_step, inputs, idle)
+        ids = self._verify(inputs)
         return Step([self._fetch(ids[: len(tokens)])], self.device).tokens()
 
     def _fetch(self, ids: Tensor) -> Tensor:
@@ -124,6 +125,11 @@ class ModelRunner:
             return ids
         host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
         return host.copy_(ids, non_blocking=True)
+
+    def _verify(self, inputs: list[list[int]]) -> Tensor:
+        rows = len(inputs[0])
+        idle = [[0] * rows, [0] * rows, [self.state.padding] * rows]
+        return self._run("verify", self._verify_step, inputs, idle)
 
     def _decode(self, slots: list[int], new_pages: list[int]) -> Tensor:
         rows = len(slots)
