@@ -7,7 +7,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 # The root is the package: a link under its name serves type checkers and machines where nothing is installed.
 LINK := .cache/import/lite_llama
 
-.PHONY: chat test gpu-test lint format bench clean
+.PHONY: chat test gpu-test gpu-sanitize lint format bench clean
 
 chat: $(STAMP)            ## set up and open the app
 	$(VENV)/bin/lite-llama-tui
@@ -17,6 +17,13 @@ test: $(DEV_STAMP) lint   ## set up and run lint, types and tests
 
 gpu-test: $(LINK)         ## kernel and engine tests that need a GPU
 	PYTHONPATH=.cache/import $(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m pytest -m gpu tests/kernels tests/engine $(PYTEST_ARGS)
+
+# Without PyTorch's own memory pools, so that a write past a tensor is seen; a few tests, since it is slow.
+gpu-sanitize: $(LINK)     ## kernel tests under NVIDIA's memory and race checkers
+	for tool in memcheck racecheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=.cache/import compute-sanitizer --tool $$tool --error-exitcode 9 \
+	    $(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m pytest -q -m gpu -k "not graph" $(or $(PYTEST_ARGS),tests/kernels) || exit 1; \
+	done
 
 lint: $(DEV_STAMP) $(LINK) ## ruff and pyright
 	$(VENV)/bin/ruff check .
