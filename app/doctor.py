@@ -222,14 +222,15 @@ def _why_no_gpu(report: Report) -> str:
 def _dtype_sentence(device: Any, settings: Settings) -> str:
     """Which dtype 16-bit weights run in, and why."""
     from ..engine.device import resolve_dtype
+    from ..kernels.linear import cpu_has_bf16
 
     if settings.dtype != "auto":
         return f"Every model runs in {settings.dtype} because the settings say so."
     dtype = str(resolve_dtype("auto", device, "bfloat16")).removeprefix("torch.")
-    if device.type == "cpu" and dtype == "bfloat16":
+    if device.type == "cpu" and cpu_has_bf16():
         return "16-bit weights run in bfloat16, which this CPU multiplies in hardware."
     if device.type == "cpu":
-        return "16-bit weights run in float32, because this CPU has no fast 16-bit arithmetic."
+        return "16-bit weights run in bfloat16, widened for prompts: this CPU has no 16-bit arithmetic."
     if dtype == "float16":
         return "bfloat16 weights run in float16, because this GPU has no bfloat16."
     return "Weights run in the dtype that they are stored in."

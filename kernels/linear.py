@@ -7,6 +7,7 @@ well: they have kernels of their own. More tokens, and fp32, go to the vendor's 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,36 @@ class Hidden(NamedTuple):
         return Hidden(self.stream[index], None if self.normed is None else self.normed[index])
 
 
+FEW_ROWS = 2
+"""Up to so many tokens a CPU without fast bf16 multiplies as it is: a product of vectors, bound by memory."""
+BLOCK = 1 << 20
+"""Elements of a weight that are widened at a time: few enough to stay in the CPU's cache."""
+
+
+@cache
+def cpu_has_bf16() -> bool:
+    """Whether oneDNN multiplies bf16 matrices on this CPU without emulating it in fp32."""
+    return (
+        torch.ops.mkldnn._is_mkldnn_bf16_supported() and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    )
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + bias; x [T, K], weight [N, K] -> [T, N]. Sums are in fp32, whatever the dtype.
+
+    A CPU without bf16 arithmetic takes longer for a bf16 product of many rows than for widening the weight
+    and an fp32 product together.
+    """
+    if x.device.type != "cpu" or x.dtype.itemsize > 2 or x.shape[0] <= FEW_ROWS or cpu_has_bf16():
+        return F.linear(x, weight, bias)
+    wide, out = x.float(), x.new_empty(x.shape[0], weight.shape[0])
+    rows = max(1, BLOCK // weight.shape[1])
+    for start in range(0, len(weight), rows):
+        part = slice(start, start + rows)
+        out[:, part] = F.linear(wide, weight[part].float(), None if bias is None else bias[part].float())
+    return out
+
+
 class ReferenceLinear:
     """In plain PyTorch: the specification, and the CPU's path."""
 
@@ -34,24 +65,24 @@ class ReferenceLinear:
         self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         """Partial sums [S, T, N] whose sum over S is rmsnorm(stream) W^T + bias; weight [N, H]."""
-        return F.linear(rmsnorm.reference(hidden.stream, norm, eps), weight, bias)[None]
+        return product(rmsnorm.cpu(hidden.stream, norm, eps), weight, bias)[None]
 
     def linear_add(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, hidden: Hidden, norm: Tensor, eps: float
     ) -> Hidden:
         """The stream plus x W^T + bias; x [T, K], weight [H, K]; `norm` [H] is what reads it next."""
-        return Hidden(hidden.stream + F.linear(x, weight, bias))
+        return Hidden(hidden.stream + product(x, weight, bias))
 
     def norm_gate_up(
         self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         """silu(gate) * up [T, F], where rmsnorm(stream) W^T + bias is gate, then up; weight [2F, H]."""
-        normed = rmsnorm.reference(hidden.stream, norm, eps)
-        return swiglu.reference(F.linear(normed, weight, bias))
+        normed = rmsnorm.cpu(hidden.stream, norm, eps)
+        return swiglu.reference(product(normed, weight, bias))
 
     def norm_logits(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
         """rmsnorm(stream) W^T in fp32 [T, V]; weight [V, H]."""
-        return F.linear(rmsnorm.reference(hidden.stream, norm, eps), weight).float()
+        return product(rmsnorm.cpu(hidden.stream, norm, eps), weight).float()
 
 
 class UnfusedLinear(ReferenceLinear):

@@ -212,7 +212,7 @@ def reference_operators() -> Operators:
     return Operators(
         name="reference",
         linear=ReferenceLinear(),
-        rmsnorm=rmsnorm.reference,
+        rmsnorm=rmsnorm.cpu,
         skip_rmsnorm=skip_rmsnorm.reference,
         rope=rope.reference,
         swiglu=swiglu.reference,
@@ -220,7 +220,7 @@ def reference_operators() -> Operators:
         softmax=softmax.reference,
         kv_write=kv_write.reference,
         prefill_attention=flash_attention2.reference,
-        decode_attention=decode_attention.reference,
+        decode_attention=decode_attention.cpu,
         begin_step=step.reference,
         sample=sampling.reference,
     )

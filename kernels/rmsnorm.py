@@ -1,6 +1,7 @@
 """RMSNorm over the last dimension (Zhang & Sennrich 2019, arXiv:1910.07467)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ._triton import target, tl, triton
@@ -13,8 +14,16 @@ def reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     The mean square is taken in fp32; the normalised value is rounded to x's dtype before it meets the
     weight, as in transformers.
     """
-    x32 = x.float()
-    return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+    return F.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype) * weight
+
+
+def cpu(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """As `reference`; a single row in half the time, most of which is calls of operators."""
+    if x.numel() != x.shape[-1] or x.device.type != "cpu":
+        return reference(x, weight, eps)
+    row = x.float().flatten()
+    mean_square = torch.dot(row, row).item() / row.shape[0]
+    return (row * (mean_square + eps) ** -0.5).to(x.dtype).view(x.shape) * weight
 
 
 @triton.jit

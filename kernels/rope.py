@@ -1,6 +1,5 @@
 """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), after a per-head RMSNorm (Qwen3) if given."""
 
-import torch
 from torch import Tensor
 
 from . import rmsnorm
@@ -21,15 +20,25 @@ def reference(
 
     Dimension i of a head turns with i + D/2, in fp32; weights [D] ask for the norm before.
     """
-    cos, sin = cos[positions][:, None], sin[positions][:, None]
-    return _rotate(q, cos, sin, q_norm, eps), _rotate(k, cos, sin, k_norm, eps)
+    if q_norm is not None:
+        q = rmsnorm.reference(q, q_norm, eps)
+    if k_norm is not None:
+        k = rmsnorm.reference(k, k_norm, eps)
+    cos, sin = cos.index_select(0, positions), sin.index_select(0, positions)
+    return rotate(q, cos, sin), rotate(k, cos, sin)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    if weight is not None:
-        x = rmsnorm.reference(x, weight, eps)
-    first, second = x.float().chunk(2, -1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [T, N, D] turned by the angles of its tokens: cos and sin [T, D/2] fp32."""
+    tokens, heads, size = x.shape
+    halves = x.float().reshape(tokens, heads, 2, size // 2)
+    turned = halves * cos.view(tokens, 1, 1, size // 2)
+    sin = sin.view(tokens, 1, size // 2)
+    first, second = halves.unbind(2)
+    turned_first, turned_second = turned.unbind(2)
+    turned_first.addcmul_(second, sin, value=-1)
+    turned_second.addcmul_(first, sin)
+    return turned.view(x.shape).to(x.dtype)
 
 
 @triton.jit
