@@ -250,6 +250,23 @@ def test_decode_step(column, shape, positions, parts, qk_norm, angles):
         assert torch.equal(cached.nan_to_num(), old.nan_to_num())  # nothing else was written
 
 
+@pytest.mark.parametrize("pages", [[3, 4, 5], [5, 3, 4], [3, 4, 6]])
+def test_a_cpu_reads_neighbouring_and_scattered_pages(generator, pages):
+    """Page tables that name one run of pages are read in place, others are gathered."""
+    caches = torch.randn(2, 8, PAGE_SIZE, 2, 16, generator=generator)
+    angles = torch.randn(2, 64, 8, generator=generator)
+    qkv = torch.randn(1, 1, 8 * 16, generator=generator)
+    results = []
+    for attend in (decode_attention.cpu, decode_attention.reference):
+        k_cache, v_cache = caches.clone()
+        positions, slots = torch.tensor([2 * PAGE_SIZE + 5]), torch.tensor([1], dtype=torch.int32)
+        table = torch.tensor([[7, 7, 7, 7], [*pages, 0]], dtype=torch.int32)
+        out = attend(qkv, positions, slots, table, angles[0], angles[1], k_cache, v_cache, 4, 0.25)
+        results.append((out, k_cache, v_cache))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
 def test_decode_step_of_a_sequence_does_not_depend_on_the_batch(column, angles):
     """Bit for bit, and the scratch memory is as it was: the launch can be repeated."""
     positions = [70, 3, 15, 64] if column.device.type == "cpu" else [5000, 3, 700, 16000] + 60 * [90]

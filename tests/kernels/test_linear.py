@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lite_llama.kernels import Hidden, gemm
+from lite_llama.kernels import Hidden, gemm, linear
 from lite_llama.kernels.operators import triton_operators
 
 EPS = 1e-5
@@ -134,6 +134,26 @@ def test_a_tokens_sums_do_not_depend_on_the_others(column):
     for rows in (slice(3, 4), slice(0, 2), slice(5, 21), slice(20, 60)):
         for part, whole in zip(results(rows), together, strict=True):
             assert torch.equal(part, whole[rows])
+
+
+@pytest.mark.parametrize("hardware", [False, True])
+@pytest.mark.parametrize("rows", [2, 3, 40])
+def test_a_cpu_without_bf16_multiplies_in_fp32_block_by_block(generator, monkeypatch, rows, hardware):
+    x, weight, bias = (
+        torch.randn(shape, generator=generator).bfloat16() for shape in ((rows, 96), (50, 96), (50,))
+    )
+    monkeypatch.setattr(linear, "cpu_has_bf16", lambda: hardware)
+    monkeypatch.setattr(linear, "BLOCK", 96 * 7)  # blocks of 7 rows, and 1 in the last
+    dtypes = []
+    original = F.linear
+    monkeypatch.setattr(F, "linear", lambda x, *rest: (dtypes.append(x.dtype), original(x, *rest))[1])
+    out = linear.product(x, weight, bias)
+    widened = not hardware and rows > linear.FEW_ROWS
+    assert dtypes == ([torch.float32] * 8 if widened else [torch.bfloat16])
+    exact = exact_linear(x, weight, bias)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), exact, rtol=2**-7, atol=2**-7)
+    assert torch.equal(linear.product(x.float(), weight.float(), None), original(x.float(), weight.float()))
 
 
 def test_few_tokens_are_split_over_k_where_tiles_are_few(column):
