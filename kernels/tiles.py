@@ -58,10 +58,10 @@ def _read(path: Path) -> dict[str, Options]:
         return {}
     except ValueError:
         found = None
-    whole = isinstance(found, dict) and all(
-        isinstance(options, dict) and all(isinstance(value, int) for value in options.values())
-        for options in found.values()
-    )
-    if not whole:
+    if not isinstance(found, dict) or not all(_are_options(options) for options in found.values()):
         raise ValueError(f"{path} is no table of tiles: delete it and tune again.")
     return found
+
+
+def _are_options(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(number, int) for number in value.values())
