@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.sampling import SamplingState
+from .graphs import Inputs
 from .kv_cache import pages_for
 from .sequence import Sequence
 
@@ -67,12 +68,12 @@ class DeviceState:
         self.sampling.token[sequence.slot] = sequence.tokens[-1]
         self.positions[sequence.slot] = len(sequence.tokens) - 1
 
-    def upload(self, values: list[int], dtype: torch.dtype) -> Tensor:
+    def upload(self, values: Inputs, dtype: torch.dtype) -> Tensor:
         """A tensor on the device, by a copy that does not wait for what runs there."""
         pinned = host_tensor(values, dtype, self.positions.device)
         return pinned.to(self.positions.device, non_blocking=True)
 
 
-def host_tensor(values: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def host_tensor(values: Inputs, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor on the host that `device` can copy from in the background; PyTorch sees to its life."""
     return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")

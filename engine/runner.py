@@ -13,7 +13,7 @@ from ..kernels import PAGE_SIZE
 from ..models.batch import DecodeBatch, PrefillBatch
 from ..models.decoder import Decoder, LayerCache
 from .device_state import DeviceState, host_tensor
-from .graphs import Function, Graphs
+from .graphs import Function, Graphs, Inputs
 from .scheduler import Batch, Chunk
 from .sequence import Sequence
 
@@ -156,11 +156,10 @@ class ModelRunner:
         idle = [self.state.padding, 0, 1, *[0] * size]
         return self._run(("prefill", size), function, inputs, idle)
 
-    def _run(self, key: object, function: Function, inputs: list, idle: list) -> Tensor:
+    def _run(self, key: object, function: Function, inputs: Inputs, idle: Inputs) -> Tensor:
         if not self._graphs:
             return function(self.state.upload(inputs, torch.int64))
-        host, quiet = (host_tensor(values, torch.int64, self.device) for values in (inputs, idle))
-        return self._graphs.run(key, function, host, quiet)
+        return self._graphs.run(key, function, host_tensor(inputs, torch.int64, self.device), idle)
 
     # The steps on the device: tensors in, tensors out, no look at a value on the host.
 
