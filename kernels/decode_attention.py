@@ -6,7 +6,7 @@ program that finishes last combines the splits, in order.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from . import flash_decoding, kv_write, paging, rmsnorm, rope, tiles
 from ._triton import Target, target, tl, triton
 from .flash_attention2 import padded
-from .gemm import MAX_ROWS
+from .gemm import MAX_ROWS, sum_parts
 from .pdl import await_previous, start_dependents
 from .tiles import Options
 
@@ -27,7 +27,7 @@ CPU_ROWS = 8
 """Tokens that a CPU takes one by one; of more, the calls would cost more than the padding of a batch."""
 
 
-def reference(
+def in_steps(
     qkv: Tensor,
     positions: Tensor,
     slots: Tensor,
@@ -42,24 +42,31 @@ def reference(
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
     one_sequence: bool = False,
+    *,
+    rope: Callable[..., tuple[Tensor, Tensor]],
+    write: Callable[..., None],
+    attend: Callable[..., Tensor],
 ) -> Tensor:
     """qkv [S, B, (Hq + 2 Hk) * D], summed over S -> [B, Hq * D]; the new keys and values go to the caches.
 
     positions [B] int64; sequence b's pages are row slots[b] (int32) of page_table [slots, pages]; cos, sin
     [max_position, D/2] fp32; caches [pages, PAGE_SIZE, Hk, D]. one_sequence: the rows may be consecutive
-    tokens of one sequence, each of which sees those before it.
+    tokens of one sequence, each of which sees those before it. The steps are those given: all rows' keys
+    are written before any row attends.
     """
-    _, batch, width = qkv.shape
+    batch = positions.shape[0]
     kv_heads, head_dim = k_cache.shape[2:]
-    heads = qkv.sum(0).to(k_cache.dtype).view(batch, -1, head_dim)
-    assert width == (q_heads + 2 * kv_heads) * head_dim
+    heads = sum_parts(qkv, k_cache.dtype).view(batch, q_heads + 2 * kv_heads, head_dim)
     q, k, v = heads.split((q_heads, kv_heads, kv_heads), dim=1)
-    q, k = rope.reference(q, k, positions, cos, sin, q_norm, k_norm, eps)
+    q, k = rope(q, k, positions, cos, sin, q_norm, k_norm, eps)
     table = page_table[slots.long()]
-    pages = table.long().gather(1, positions[:, None] // paging.PAGE_SIZE)[:, 0]
-    kv_write.reference(k, v, k_cache, v_cache, pages * paging.PAGE_SIZE + positions % paging.PAGE_SIZE)
-    out = flash_decoding.reference(q, k_cache, v_cache, table, positions.int() + 1, scale)
-    return out.view(batch, -1)
+    pages = table.gather(1, positions[:, None] // paging.PAGE_SIZE)[:, 0].long()
+    write(k, v, k_cache, v_cache, pages * paging.PAGE_SIZE + positions % paging.PAGE_SIZE)
+    return attend(q, k_cache, v_cache, table, positions.int() + 1, scale).view(batch, -1)
+
+
+reference = partial(in_steps, rope=rope.reference, write=kv_write.reference, attend=flash_decoding.reference)
+"""In plain PyTorch: the specification."""
 
 
 def cpu(
@@ -88,7 +95,7 @@ def cpu(
             qkv, positions, slots, page_table, cos, sin, k_cache, v_cache, q_heads, scale, q_norm, k_norm, eps
         )
     kv_heads, head_dim = k_cache.shape[2:]
-    heads = (qkv[0] if qkv.shape[0] == 1 else qkv.sum(0).to(k_cache.dtype)).view(batch, -1, head_dim)
+    heads = sum_parts(qkv, k_cache.dtype).view(batch, -1, head_dim)
     turning, v = heads.split((q_heads + kv_heads, kv_heads), dim=1)
     if q_norm is not None and k_norm is not None:
         q, k = turning.split((q_heads, kv_heads), dim=1)

@@ -147,3 +147,8 @@ def gemm(
         **options, **where.chain(early=False),
     )  # fmt: skip
     return out
+
+
+def sum_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """The output [T, N] of a linear layer in `dtype`, of its partial sums [S, T, N]."""
+    return (parts[0] if len(parts) == 1 else parts.sum(0)).to(dtype)

@@ -6,6 +6,7 @@ well: they have kernels of their own. More tokens, and fp32, go to the vendor's 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -58,14 +59,21 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out
 
 
-class ReferenceLinear:
-    """In plain PyTorch: the specification, and the CPU's path."""
+@dataclass(frozen=True)
+class StepwiseLinear:
+    """Each step an operator of its own: the specification, the CPU's path, and what fusion is compared with.
+
+    `norm` and `gated` are the RMSNorm, and SwiGLU of a row of gate and up values, to be used.
+    """
+
+    norm: Callable[[Tensor, Tensor, float], Tensor]
+    gated: Callable[[Tensor], Tensor]
 
     def norm_linear(
         self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         """Partial sums [S, T, N] whose sum over S is rmsnorm(stream) W^T + bias; weight [N, H]."""
-        return product(rmsnorm.cpu(hidden.stream, norm, eps), weight, bias)[None]
+        return product(self.norm(hidden.stream, norm, eps), weight, bias)[None]
 
     def linear_add(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, hidden: Hidden, norm: Tensor, eps: float
@@ -77,31 +85,24 @@ class ReferenceLinear:
         self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         """silu(gate) * up [T, F], where rmsnorm(stream) W^T + bias is gate, then up; weight [2F, H]."""
-        normed = rmsnorm.cpu(hidden.stream, norm, eps)
-        return swiglu.reference(product(normed, weight, bias))
+        return self.gated(product(self.norm(hidden.stream, norm, eps), weight, bias))
 
     def norm_logits(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
         """rmsnorm(stream) W^T in fp32 [T, V]; weight [V, H]."""
-        return product(rmsnorm.cpu(hidden.stream, norm, eps), weight).float()
+        return product(self.norm(hidden.stream, norm, eps), weight).float()
 
 
-class UnfusedLinear(ReferenceLinear):
-    """Every step a launch of its own: what fusion is measured against."""
+REFERENCE = StepwiseLinear(rmsnorm.cpu, swiglu.reference)
+"""In plain PyTorch."""
 
-    def norm_linear(
-        self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        return F.linear(rmsnorm.triton_rmsnorm(hidden.stream, norm, eps), weight, bias)[None]
 
-    def norm_gate_up(
-        self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        normed = rmsnorm.triton_rmsnorm(hidden.stream, norm, eps)
-        gate, up = F.linear(normed, weight, bias).chunk(2, -1)
-        return mul.triton_mul(F.silu(gate), up)
+def _silu_and_mul(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, -1)
+    return mul.triton_mul(F.silu(gate), up)
 
-    def norm_logits(self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
-        return F.linear(rmsnorm.triton_rmsnorm(hidden.stream, norm, eps), weight).float()
+
+UNFUSED = StepwiseLinear(rmsnorm.triton_rmsnorm, _silu_and_mul)
+"""On a GPU, every step a launch."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,10 +13,8 @@ from . import (
     decode_attention,
     flash_attention1,
     flash_attention2,
-    flash_decoding,
     kv_write,
     mul,
-    paging,
     rmsnorm,
     rope,
     sampling,
@@ -25,8 +23,9 @@ from . import (
     step,
     swiglu,
 )
+from . import flash_decoding as decoding
 from ._triton import HAS_TRITON
-from .linear import FusedLinear, Hidden, ReferenceLinear, UnfusedLinear
+from .linear import REFERENCE, UNFUSED, FusedLinear, Hidden
 from .paging import PAGE_SIZE
 from .sampling import SamplingState
 
@@ -144,7 +143,7 @@ class DecodeAttention(Protocol):
 
 
 class LinearOperators(Protocol):
-    """The linear layers with their neighbours; `linear.ReferenceLinear` documents each."""
+    """The linear layers with their neighbours; `linear.StepwiseLinear` documents each."""
 
     def norm_linear(
         self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None
@@ -211,7 +210,7 @@ def reference_operators() -> Operators:
     """The column in plain PyTorch, for any device."""
     return Operators(
         name="reference",
-        linear=ReferenceLinear(),
+        linear=REFERENCE,
         rmsnorm=rmsnorm.cpu,
         skip_rmsnorm=skip_rmsnorm.reference,
         rope=rope.reference,
@@ -236,10 +235,13 @@ def triton_operators(
     """The column of Triton kernels, for a GPU; see `select` for the choices."""
     decode: DecodeAttention = decode_attention.triton_decode_attention
     if not (fused and flash_decoding):
-        decode = partial(_decode_in_steps, attend=_DECODE_ATTENTION[flash_decoding])
+        attend = decoding.triton_flash_decoding if flash_decoding else decoding.reference
+        decode = partial(
+            decode_attention.in_steps, rope=rope.triton_rope, write=kv_write.triton_kv_write, attend=attend
+        )
     return Operators(
         name="triton",
-        linear=FusedLinear(batch_invariant) if fused else UnfusedLinear(),
+        linear=FusedLinear(batch_invariant) if fused else UNFUSED,
         rmsnorm=rmsnorm.triton_rmsnorm,
         skip_rmsnorm=skip_rmsnorm.triton_skip_rmsnorm,
         rope=rope.triton_rope,
@@ -252,39 +254,6 @@ def triton_operators(
         begin_step=step.triton_begin_step,
         sample=sampling.triton_sample,
     )
-
-
-_DECODE_ATTENTION = {True: flash_decoding.triton_flash_decoding, False: flash_decoding.reference}
-
-
-def _decode_in_steps(
-    qkv: Tensor,
-    positions: Tensor,
-    slots: Tensor,
-    page_table: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    q_heads: int,
-    scale: float,
-    q_norm: Tensor | None = None,
-    k_norm: Tensor | None = None,
-    eps: float = 1e-6,
-    one_sequence: bool = False,
-    *,
-    attend: Any,
-) -> Tensor:
-    """DecodeAttention, each of its steps a launch of its own."""
-    batch, kv_heads = qkv.shape[1], k_cache.shape[2]
-    heads = qkv.sum(0).to(k_cache.dtype).view(batch, -1, k_cache.shape[3])
-    q, k, v = heads.split((q_heads, kv_heads, kv_heads), dim=1)
-    q, k = rope.triton_rope(q, k, positions, cos, sin, q_norm, k_norm, eps)
-    table = page_table[slots]
-    pages = table.gather(1, positions[:, None] // paging.PAGE_SIZE)[:, 0]
-    cache_slots = pages.long() * paging.PAGE_SIZE + positions % paging.PAGE_SIZE
-    kv_write.triton_kv_write(k, v, k_cache, v_cache, cache_slots)
-    return attend(q, k_cache, v_cache, table, positions.int() + 1, scale).view(batch, -1)
 
 
 def select(

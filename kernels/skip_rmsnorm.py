@@ -4,6 +4,7 @@ from torch import Tensor
 
 from . import rmsnorm
 from ._triton import target, tl, triton
+from .gemm import sum_parts
 from .pdl import await_previous, start_dependents
 from .rmsnorm import normalise, row_launch
 
@@ -14,7 +15,7 @@ def reference(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[
     The S parts are the partial sums of one linear layer: their sum is rounded to the residual's dtype, as
     the layer's output would be, then the total is.
     """
-    total = x.sum(0).to(residual.dtype) + residual
+    total = sum_parts(x, residual.dtype) + residual
     return rmsnorm.reference(total, weight, eps), total
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from . import decode_attention, gemm, gemv, tiles
-from ._triton import target
+from ._triton import target, triton
+from .paging import PAGE_SIZE
 from .tiles import Options
 
 _COLD_BYTES = 512 << 20
@@ -105,8 +106,10 @@ def _attention(
     shape: AttentionShape, batch: int, context: int, device: torch.device, dtype: torch.dtype
 ) -> Callable[[], int]:
     heads, dim = shape.kv_heads, shape.head_dim
-    pages = -(-context // 16)
-    caches = [torch.randn(2, batch * pages + 1, 16, heads, dim, device=device, dtype=dtype) for _ in range(4)]
+    pages = triton.cdiv(context, PAGE_SIZE)
+    caches = [
+        torch.randn(2, batch * pages + 1, PAGE_SIZE, heads, dim, device=device, dtype=dtype) for _ in range(4)
+    ]
     table = torch.arange(1, batch * pages + 1, device=device, dtype=torch.int32).view(batch, pages)
     positions = torch.full((batch,), context - 1, device=device)
     slots = torch.arange(batch, device=device, dtype=torch.int32)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..kernels import Hidden, Operators
+from ..kernels import Hidden, Operators, sum_parts
 from .batch import DecodeBatch, PrefillBatch
 from .config import ModelConfig
 from .linear import Linear, Norm
@@ -58,7 +58,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         config, ops = self.config, self.ops
         rows = qkv.shape[1]
-        qkv = (qkv[0] if len(qkv) == 1 else qkv.sum(0).to(cache[0].dtype)).view(rows, -1, config.head_dim)
+        qkv = sum_parts(qkv, cache[0].dtype).view(rows, -1, config.head_dim)
         q, k, v = qkv.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
         q, k = ops.rope(q, k, batch.positions, *rope, **norms)
         ops.kv_write(k, v, *cache, batch.cache_slots)

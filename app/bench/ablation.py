@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .decode import ours
-from .report import Column, Panel, Report, Row, engine_facts, ms, rate
+from .report import DECODE_RATE, FIRST_TOKEN, Column, Panel, Report, Row, engine_facts, rate
 from .subject import Subject, check_fits, free_memory
 from .timing import Tell, time_decode
 from .workload import Job, Replies, equal_jobs, ragged_jobs, submit
@@ -154,8 +154,8 @@ def _ragged(engine: Engine, jobs: list[Job], reserved: int) -> tuple[float, int]
 
 _COLUMNS = (
     Column("Stage", lambda row: row["stage"]),
-    Column("First token ms", lambda row: ms(row["ttft_s"])),
-    Column("Decode tokens/s", lambda row: rate(row["decode_tokens_per_s"])),
+    FIRST_TOKEN,
+    DECODE_RATE,
     Column("Ragged tokens/s", lambda row: rate(row["ragged_tokens_per_s"])),
     Column("At once", lambda row: str(row["most_requests_at_once"])),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from .decode import ours
-from .report import Column, Panel, Report, Row, copy_facts, engine_facts, rate
+from .report import DECODE_RATE, Column, Panel, Report, Row, copy_facts, engine_facts, rate
 from .roofline import copy_bandwidth, step_traffic
 from .subject import Subject, check_fits, fits
 from .timing import Tell, time_decode
@@ -52,7 +52,7 @@ def measure(subject: Subject, *, contexts: list[int], new_tokens: int, repeats: 
 
 _COLUMNS = (
     Column("Prompt tokens", lambda row: f"{row['prompt_tokens']:,}"),
-    Column("Decode tokens/s", lambda row: rate(row["decode_tokens_per_s"])),
+    DECODE_RATE,
     Column("Weights GB/step", lambda row: f"{row['weight_bytes_per_step'] / 1e9:.3f}"),
     Column("KV GB/step", lambda row: f"{row['kv_bytes_per_step'] / 1e9:.3f}"),
     Column("GB/s", lambda row: rate(row["gb_per_s"])),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import rivals
-from .report import Column, Panel, Report, Row, copy_facts, engine_facts, ms, rate
+from .report import DECODE_RATE, FIRST_TOKEN, Column, Panel, Report, Row, copy_facts, engine_facts, rate
 from .roofline import copy_bandwidth, step_traffic
 from .subject import Subject, check_fits, free_memory
 from .timing import Generate, Tell, Timing, time_decode
@@ -104,8 +104,8 @@ def _same(row: Row) -> str:
 _COLUMNS = (
     Column("Engine", lambda row: row["engine"]),
     Column("Batch", lambda row: str(row["batch"])),
-    Column("First token ms", lambda row: ms(row["ttft_s"])),
-    Column("Decode tokens/s", lambda row: rate(row["decode_tokens_per_s"])),
+    FIRST_TOKEN,
+    DECODE_RATE,
     Column("GB/s", lambda row: rate(row["gb_per_s"])),
     Column("% of copy", lambda row: f"{row['percent_of_copy']:.0f}"),
     Column("Tokens as ours", _same),

@@ -6,7 +6,7 @@ import random
 import statistics
 
 from .decode import ours
-from .report import Column, Panel, Report, Row, engine_facts, ms, rate
+from .report import FIRST_TOKEN, Column, Panel, Report, Row, engine_facts, rate
 from .subject import Subject, check_fits, fits
 from .timing import Tell, time_first_token
 from .workload import SEED, random_prompt
@@ -47,6 +47,6 @@ def measure(subject: Subject, *, lengths: list[int], repeats: int, tell: Tell) -
 
 _COLUMNS = (
     Column("Prompt tokens", lambda row: f"{row['prompt_tokens']:,}"),
-    Column("First token ms", lambda row: ms(row["ttft_s"])),
+    FIRST_TOKEN,
     Column("Prompt tokens/s", lambda row: rate(row["prefill_tokens_per_s"])),
 )

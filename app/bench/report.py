@@ -131,6 +131,10 @@ def rate(value: float) -> str:
     return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
 
 
+FIRST_TOKEN = Column("First token ms", lambda row: ms(row["ttft_s"]))
+DECODE_RATE = Column("Decode tokens/s", lambda row: rate(row["decode_tokens_per_s"]))
+
+
 def _label(value: float) -> str:
     """A number beside its bar."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...models.errors import UserError
 from .decode import ours
-from .report import Column, Panel, Report, Row, engine_facts, rate
+from .report import DECODE_RATE, Column, Panel, Report, Row, engine_facts
 from .subject import Subject, check_fits, free_memory
 from .timing import Tell, Timing, time_decode
 from .workload import Job, Replies, submit
@@ -109,6 +109,6 @@ _COLUMNS = (
     Column("Text", lambda row: row["text"]),
     Column("Speculation", lambda row: row["speculation"]),
     Column("Reply tokens", lambda row: str(row["generated_tokens"][0])),
-    Column("Decode tokens/s", lambda row: rate(row["decode_tokens_per_s"])),
+    DECODE_RATE,
     Column("Same tokens", lambda row: "yes" if row["same_tokens"] else "NO"),
 )

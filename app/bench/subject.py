@@ -77,13 +77,14 @@ def fits(info: ModelInfo, tokens: int) -> bool:
 
 def check_fits(info: ModelInfo, batch: int, tokens: int) -> None:
     """Raise UserError unless `batch` requests of `tokens` tokens run at once without preemption."""
+    from ...engine.kv_cache import pages_for
     from ...kernels import PAGE_SIZE
 
     if not fits(info, tokens):
         raise UserError(
             f"{tokens} tokens do not fit the context of {info.max_context}: use fewer prompt or new tokens."
         )
-    if batch * -(-tokens // PAGE_SIZE) > info.kv_pages:
+    if batch * pages_for(tokens) > info.kv_pages:
         raise UserError(
             f"{batch} requests of {tokens} tokens do not fit the KV cache of {info.kv_pages * PAGE_SIZE} "
             f"tokens: use a smaller batch or fewer tokens."

@@ -6,7 +6,7 @@ import random
 import statistics
 import time
 
-from .report import Column, Panel, Report, Row, engine_facts, ms
+from .report import FIRST_TOKEN, Column, Panel, Report, Row, engine_facts
 from .subject import Subject, check_fits
 from .timing import Tell
 from .workload import SEED, Job, random_prompt, run
@@ -65,5 +65,5 @@ _COLUMNS = (
     Column("Second turn", lambda row: row["turn"]),
     Column("Prompt tokens", lambda row: f"{row['prompt_tokens']:,}"),
     Column("Cached", lambda row: f"{row['cached_prompt_tokens']:,}"),
-    Column("First token ms", lambda row: ms(row["ttft_s"])),
+    FIRST_TOKEN,
 )
