@@ -70,7 +70,7 @@ class Engine:
             weight.device,
             max_sequences=options.max_sequences,
             max_context=plan.max_context,
-            cuda_graphs=options.cuda_graphs,
+            cuda_graphs=options.captures,
         )
         self.runner.warm_up()
         self.pool = PagePool(plan.kv_pages)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
 Inputs = list[int] | list[list[int]]
-"""What becomes a function's int64 tensor."""
+"""What becomes a function's int32 tensor."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Graphs:
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
-            inputs = torch.tensor(idle, dtype=torch.int64, device=self._device)
+            inputs = torch.tensor(idle, dtype=torch.int32, device=self._device)
             function(inputs)  # compiles kernels and sets libraries up, which a capture must not
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()

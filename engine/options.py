@@ -33,7 +33,7 @@ class EngineOptions:
     fused: bool = True
     """Fused operators on the decode path."""
     cuda_graphs: bool = True
-    """Decode steps replay a captured CUDA graph."""
+    """Steps replay captured CUDA graphs, unless some attention is plain PyTorch, which reads lengths."""
     prefix_cache: bool = True
     """Finished sequences leave their keys and values to later ones that begin with the same tokens."""
     speculate: bool = True
@@ -43,6 +43,11 @@ class EngineOptions:
 
     batch_invariant: bool = False
     """A reply does not depend, in any bit, on what else runs; a single sequence pays for it."""
+
+    @property
+    def captures(self) -> bool:
+        """Whether steps are to be captured, and can be."""
+        return self.cuda_graphs and self.flash_decoding and self.attention != "plain"
 
     def operators(self, device: torch.device) -> Operators:
         """The operators for `device` as these options ask for them."""

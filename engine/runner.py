@@ -150,7 +150,7 @@ class ModelRunner:
     def _prefill(self, head: list[int], ids: list[int], *, last: bool = True) -> Tensor:
         size = min((size for size in PREFILL_SIZES if size >= len(ids)), default=0) if last else 0
         if not (self._graphs and size):
-            return self._prefill_step(self.state.upload([*head, *ids], torch.int64), last=last)
+            return self._prefill_step(self.state.upload([*head, *ids], torch.int32), last=last)
         function = partial(self._prefill_step, last=True)
         inputs = [*head, *ids, *[0] * (size - len(ids))]
         idle = [self.state.padding, 0, 1, *[0] * size]
@@ -158,15 +158,15 @@ class ModelRunner:
 
     def _run(self, key: object, function: Function, inputs: Inputs, idle: Inputs) -> Tensor:
         if not self._graphs:
-            return function(self.state.upload(inputs, torch.int64))
-        return self._graphs.run(key, function, host_tensor(inputs, torch.int64, self.device), idle)
+            return function(self.state.upload(inputs, torch.int32))
+        return self._graphs.run(key, function, host_tensor(inputs, torch.int32, self.device), idle)
 
     # The steps on the device: tensors in, tensors out, no look at a value on the host.
 
     def _decode_step(self, inputs: Tensor) -> Tensor:
-        """inputs [2, B] int64: slots, and the pages that begin with this step's tokens or 0 -> ids [B]."""
+        """inputs [2, B] int32: slots, and the pages that begin with this step's tokens or 0 -> ids [B]."""
         model, state = self.model, self.state
-        slots, new_pages = inputs.int()
+        slots, new_pages = inputs
         embedded, positions = model.ops.begin_step(
             model.embed_tokens.weight,
             slots,
@@ -179,11 +179,12 @@ class ModelRunner:
         return model.ops.sample(logits, slots, positions, state.sampling)
 
     def _prefill_step(self, inputs: Tensor, *, last: bool) -> Tensor:
-        """inputs [3 + T] int64: slot, first position, number of tokens N <= T; the token ids, padded to T.
+        """inputs [3 + T] int32: slot, first position, number of tokens N <= T; the token ids, padded to T.
 
         With `last`, the token drawn after them [1]; else nothing [0].
         """
         model, state = self.model, self.state
+        inputs = inputs.long()
         slot, start, count, ids = inputs[:1], inputs[1:2], inputs[2:3], inputs[3:]
         end = start + count
         place = torch.arange(len(ids), device=ids.device)
@@ -208,9 +209,9 @@ class ModelRunner:
         return model.ops.sample(logits, slot.int(), end - 1, state.sampling)
 
     def _verify_step(self, inputs: Tensor) -> Tensor:
-        """inputs [3, R] int64: consecutive tokens of one sequence, their positions, its slot -> ids [R]."""
+        """inputs [3, R] int32: consecutive tokens of one sequence, their positions, its slot -> ids [R]."""
         model, state = self.model, self.state
-        ids, positions, slots = inputs
-        batch = DecodeBatch(positions, slots.int(), state.page_table, one_sequence=True)
+        (ids, positions), slots = inputs[:2].long(), inputs[2]
+        batch = DecodeBatch(positions, slots, state.page_table, one_sequence=True)
         logits = model.decode(F.embedding(ids, model.embed_tokens.weight), batch, self.cache)
         return model.ops.sample(logits, batch.slots, positions, state.sampling)

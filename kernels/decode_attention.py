@@ -1,8 +1,8 @@
 """One decode step of attention in one launch: q/k norm, rope, the KV cache write and Flash-Decoding.
 
 A sequence's context is cut into splits (Flash-Decoding, see flash_decoding.py) whose boundaries depend on
-its length alone, not on how many programs share them: its result is the same, bit for bit, in any batch. The
-program that finishes last combines the splits, in order.
+its length alone, not on how many programs share them, and which are combined in order: by one program in its
+registers or, where several share them, by the one that finishes last. The result is the same, bit for bit.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import flash_decoding, kv_write, paging, rmsnorm, rope, tiles
+from . import flash_decoding, gemv, kv_write, paging, rmsnorm, rope, tiles
 from ._triton import Target, target, tl, triton
 from .flash_attention2 import padded
 from .gemm import MAX_ROWS, sum_parts
@@ -133,20 +133,18 @@ def _load_heads(
 
 
 @triton.jit
-def _norm_and_turn(
-    first, second, norm_ptr, cos, sin, eps, HALF: tl.constexpr, HALF_PAD: tl.constexpr, NORM: tl.constexpr,
-):  # fmt: skip
-    """Per-head RMSNorm (with NORM) and rope of heads in two halves [N, HALF_PAD]; cos, sin [HALF_PAD]."""
+def _norm_and_turn(first, second, norm_first, norm_second, cos, sin, eps, HALF: tl.constexpr):
+    """Per-head RMSNorm (unless its weights are None) and rope of heads in two halves [N, HALF_PAD].
+
+    norm_first, norm_second, cos, sin [HALF_PAD].
+    """
     dtype: tl.constexpr = first.dtype
-    if NORM:
-        column = tl.arange(0, HALF_PAD)
+    if norm_first is not None:
         first32, second32 = first.to(tl.float32), second.to(tl.float32)
         squares = tl.sum(first32 * first32 + second32 * second32, 1)
         scale = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
-        weight = tl.load(norm_ptr + column, column < HALF, other=0.0)
-        first = (first32 * scale).to(dtype) * weight[None, :]
-        weight = tl.load(norm_ptr + HALF + column, column < HALF, other=0.0)
-        second = (second32 * scale).to(dtype) * weight[None, :]
+        first = (first32 * scale).to(dtype) * norm_first[None, :]
+        second = (second32 * scale).to(dtype) * norm_second[None, :]
     first32, second32 = first.to(tl.float32), second.to(tl.float32)
     turned_first = first32 * cos[None, :] - second32 * sin[None, :]
     turned_second = second32 * cos[None, :] + first32 * sin[None, :]
@@ -178,66 +176,74 @@ def _load_block(
 
 
 @triton.jit
+def _power_of_two(exponent):
+    """2 ** exponent, exactly, for whole exponents of at most 0; below -126 it is 0."""
+    biased = tl.maximum(exponent, -127.0).to(tl.int32) + 127
+    return (biased << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _merge(acc, row_sum, row_max, more_acc, more_sum, more_max):
+    """The softmax state of two pieces of a context: acc [N, D], row_sum, row_max [N].
+
+    The maxima are whole numbers, so rescaling is exact, and only the order of the additions counts: it
+    makes no difference whether a piece waited in registers or in memory.
+    """
+    new_max = tl.maximum(row_max, more_max)
+    old, new = _power_of_two(row_max - new_max), _power_of_two(more_max - new_max)
+    acc = acc * old[:, None] + more_acc * new[:, None]
+    return acc, row_sum * old + more_sum * new, new_max
+
+
+@triton.jit
 def _combine(
-    partial_ptr, log_sum_ptr, out_ptr, first_head, group, splits,
+    partial_ptr, sum_ptr, max_ptr, out_ptr, first_head, group, splits,
     GROUP_POWER: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, MAX_SPLITS: tl.constexpr,
-    CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The mean of the splits' outputs, weighted by their sums, for one group's heads; CHUNK at a time."""
-    member = tl.arange(0, GROUP_POWER)
+    """The attention output of one group's heads from the states of their splits, in order."""
+    member, dim = tl.arange(0, GROUP_POWER), tl.arange(0, DIM_PAD)
     in_group = member < group
-    row = (first_head + member).to(tl.int64)
-    every = tl.arange(0, MAX_SPLITS)
-    log_sums = tl.load(
-        log_sum_ptr + row[None, :] * MAX_SPLITS + every[:, None],
-        (every < splits)[:, None] & in_group[None, :], other=-1.0e30,
-    )  # fmt: skip
-    largest = tl.max(log_sums, 0)
-    total = tl.sum(tl.exp2(log_sums - largest[None, :]), 0)
-    dim = tl.arange(0, DIM_PAD)
-    combined = tl.zeros((GROUP_POWER, DIM_PAD), tl.float32)
-    for start in range(0, splits, CHUNK):
-        split = start + tl.arange(0, CHUNK)
-        source = row[None, :] * MAX_SPLITS + split[:, None]
-        written = (split < splits)[:, None] & in_group[None, :]
-        weight = tl.exp2(tl.load(log_sum_ptr + source, written, other=-1.0e30) - largest[None, :])
-        partial = tl.load(
-            partial_ptr + source[:, :, None] * HEAD_DIM + dim[None, None, :],
-            written[:, :, None] & (dim < HEAD_DIM)[None, None, :], other=0.0,
-        )  # fmt: skip
-        combined += tl.sum(partial * weight[:, :, None], 0)
-    out = (combined / total[:, None]).to(out_ptr.dtype.element_ty)
     inside = in_group[:, None] & (dim < HEAD_DIM)[None, :]
+    row = (first_head + member).to(tl.int64)
+    acc = tl.zeros((GROUP_POWER, DIM_PAD), tl.float32)
+    row_sum = tl.zeros((GROUP_POWER,), tl.float32)
+    row_max = tl.full((GROUP_POWER,), -1.0e30, tl.float32)
+    for split in tl.range(0, splits, loop_unroll_factor=8):  # so that eight loads are under way at once
+        place = row * MAX_SPLITS + split
+        more_acc = tl.load(partial_ptr + place[:, None] * HEAD_DIM + dim[None, :], inside, other=0.0)
+        more_sum = tl.load(sum_ptr + place, in_group, other=1.0)
+        more_max = tl.load(max_ptr + place, in_group, other=0.0)
+        acc, row_sum, row_max = _merge(acc, row_sum, row_max, more_acc, more_sum, more_max)
+    out = (acc / row_sum[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + row[:, None] * HEAD_DIM + dim[None, :], out, inside)
 
 
 @triton.jit
 def _kernel(
     qkv_ptr, positions_ptr, slots_ptr, page_table_ptr, cos_ptr, sin_ptr, q_norm_ptr, k_norm_ptr,
-    k_cache_ptr, v_cache_ptr, partial_ptr, log_sum_ptr, arrived_ptr, out_ptr,
+    k_cache_ptr, v_cache_ptr, partial_ptr, sum_ptr, max_ptr, arrived_ptr, out_ptr,
     scale, eps, part_stride, table_stride, row_size, q_heads, kv_heads, group,
     PARTS: tl.constexpr, GROUP_PAD: tl.constexpr, GROUP_POWER: tl.constexpr, HALF: tl.constexpr,
     HALF_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_N: tl.constexpr,
-    NORM: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, CHUNK: tl.constexpr,
-    PDL: tl.constexpr,
+    MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program (sequence, key/value head, share): every num_programs(2)-th split of the sequence.
 
     Tensors as in `reference`; part_stride: elements of one part of qkv; row_size = Hk * D. Scratch: partial
-    [B, Hq, MAX_SPLITS, D] and log_sum [B, Hq, MAX_SPLITS] in fp32 hold each split's own attention output and
-    the log2 of its sum of exponentials; arrived [B, Hk] int32 is zero before and after.
+    [B, Hq, MAX_SPLITS, D], sum and max [B, Hq, MAX_SPLITS] in fp32 hold each split's softmax state; arrived
+    [B, Hk] int32 is zero before and after. Without SHARED there is one share, and all stays in registers.
     """
     start_dependents(PDL)
     sequence, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     shares = tl.num_programs(2)
     # Nothing up to `await_previous` is written by this step's kernels: the lengths, the pages, the old keys.
     position = tl.load(positions_ptr + sequence).to(tl.int32)
+    slot = tl.load(slots_ptr + sequence).to(tl.int64)
     context = position + 1
     length = split_length(context, BLOCK_N, MIN_SPLIT, MAX_SPLITS)
     splits = tl.cdiv(context, length)
     if share >= splits:
         return
-    slot = tl.load(slots_ptr + sequence).to(tl.int64)
     table_ptr = page_table_ptr + slot * table_stride
     k_ptr, v_ptr = k_cache_ptr + kv_head * HEAD_DIM, v_cache_ptr + kv_head * HEAD_DIM
     dtype: tl.constexpr = k_cache_ptr.dtype.element_ty
@@ -249,6 +255,12 @@ def _kernel(
     in_half, in_head = half < HALF, dim < HEAD_DIM
     cos = tl.load(cos_ptr + position * HALF + half, in_half, other=0.0)
     sin = tl.load(sin_ptr + position * HALF + half, in_half, other=0.0)
+    q_norm_first, q_norm_second, k_norm_first, k_norm_second = None, None, None, None
+    if q_norm_ptr is not None:
+        q_norm_first = tl.load(q_norm_ptr + half, in_half, other=0.0)
+        q_norm_second = tl.load(q_norm_ptr + HALF + half, in_half, other=0.0)
+        k_norm_first = tl.load(k_norm_ptr + half, in_half, other=0.0)
+        k_norm_second = tl.load(k_norm_ptr + HALF + half, in_half, other=0.0)
     await_previous(PDL)
 
     member = tl.arange(0, GROUP_PAD)
@@ -256,26 +268,40 @@ def _kernel(
     qkv_row = sequence.to(tl.int64) * width
     heads = qkv_row + (kv_head * group + member)[:, None] * HEAD_DIM + half[None, :]
     mask = (member < group)[:, None] & in_half[None, :]
+    new_k = qkv_row + (q_heads + kv_head) * HEAD_DIM + half[None, :]
+    new_v = qkv_row + (q_heads + kv_heads + kv_head) * HEAD_DIM + dim
     q_first = _load_heads(qkv_ptr, part_stride, heads, mask, PARTS, dtype)
     q_second = _load_heads(qkv_ptr, part_stride, heads + HALF, mask, PARTS, dtype)
-    q_first, q_second = _norm_and_turn(q_first, q_second, q_norm_ptr, cos, sin, eps, HALF, HALF_PAD, NORM)
+    k_first = _load_heads(qkv_ptr, part_stride, new_k, in_half[None, :], PARTS, dtype)
+    k_second = _load_heads(qkv_ptr, part_stride, new_k + HALF, in_half[None, :], PARTS, dtype)
+    v = _load_heads(qkv_ptr, part_stride, new_v, in_head, PARTS, dtype)
+    q_first, q_second = _norm_and_turn(q_first, q_second, q_norm_first, q_norm_second, cos, sin, eps, HALF)
+    k_first, k_second = _norm_and_turn(k_first, k_second, k_norm_first, k_norm_second, cos, sin, eps, HALF)
 
     head = sequence * q_heads + kv_head * group + member
+    inside = (member < group)[:, None] & in_head[None, :]
+    total_acc = tl.zeros((GROUP_PAD, DIM_PAD), tl.float32)
+    total_sum = tl.zeros((GROUP_PAD,), tl.float32)
+    total_max = tl.full((GROUP_PAD,), -1.0e30, tl.float32)
     for split in range(share, splits, shares):
-        end = tl.minimum((split + 1) * length, position)
+        end = tl.minimum((split + 1) * length, context)
         acc = tl.zeros((GROUP_PAD, DIM_PAD), tl.float32)
         row_sum = tl.zeros((GROUP_PAD,), tl.float32)
         row_max = tl.full((GROUP_PAD,), -1.0e30, tl.float32)
         for start in range(split * length, end, BLOCK_N):
+            block = start + tl.arange(0, BLOCK_N)
+            if start + BLOCK_N > position:  # the new token is not in the cache yet
+                is_new = (block == position)[:, None]
+                first = tl.where(is_new, k_first, first)
+                second = tl.where(is_new, k_second, second)
+                value = tl.where(is_new, v[None, :], value)
             scores = tl.dot(q_first, tl.trans(first), input_precision="ieee")
             scores = tl.dot(q_second, tl.trans(second), scores, input_precision="ieee") * scale
-            scores = tl.where((start + tl.arange(0, BLOCK_N) < end)[None, :], scores, -float("inf"))
-            new_max = tl.maximum(row_max, tl.max(scores, 1))
-            weights = tl.exp2(scores - new_max[:, None])
-            correction = tl.exp2(row_max - new_max)
-            row_sum = row_sum * correction + tl.sum(weights, 1)
-            acc = tl.dot(weights.to(dtype), value, acc * correction[:, None], input_precision="ieee")
-            row_max = new_max
+            scores = tl.where((block < end)[None, :], scores, -float("inf"))
+            block_max = tl.ceil(tl.max(scores, 1))
+            weights = tl.exp2(scores - block_max[:, None])
+            block_acc = tl.dot(weights.to(dtype), value, input_precision="ieee")
+            acc, row_sum, row_max = _merge(acc, row_sum, row_max, block_acc, tl.sum(weights, 1), block_max)
             # The next block, of this split or of the next one this program has.
             more = start + BLOCK_N < end
             following = tl.where(more, split, split + shares)
@@ -284,77 +310,69 @@ def _kernel(
                 tl.minimum((following + 1) * length, position), row_size,
                 HALF, HALF_PAD, HEAD_DIM, DIM_PAD, BLOCK_N,
             )  # fmt: skip
-        if split == splits - 1:  # the new token is the last of the last split
-            new_k = qkv_row + (q_heads + kv_head) * HEAD_DIM + half
-            new_k, half_mask = new_k[None, :], in_half[None, :]
-            k_first = _load_heads(qkv_ptr, part_stride, new_k, half_mask, PARTS, dtype)
-            k_second = _load_heads(qkv_ptr, part_stride, new_k + HALF, half_mask, PARTS, dtype)
-            k_first, k_second = _norm_and_turn(
-                k_first, k_second, k_norm_ptr, cos, sin, eps, HALF, HALF_PAD, NORM
-            )
-            new_v = qkv_row + (q_heads + kv_heads + kv_head) * HEAD_DIM + dim
-            v = _load_heads(qkv_ptr, part_stride, new_v, in_head, PARTS, dtype)
-            score = tl.sum(q_first.to(tl.float32) * k_first.to(tl.float32), 1)
-            score = (score + tl.sum(q_second.to(tl.float32) * k_second.to(tl.float32), 1)) * scale
-            new_max = tl.maximum(row_max, score)
-            weight = tl.exp2(score - new_max)
-            correction = tl.exp2(row_max - new_max)
-            row_sum = row_sum * correction + weight
-            acc = acc * correction[:, None] + weight[:, None] * v.to(tl.float32)[None, :]
-            row_max = new_max
-            page = tl.load(table_ptr + position // paging.PAGE_SIZE).to(tl.int64)
-            slot_row = (page * paging.PAGE_SIZE + position % paging.PAGE_SIZE) * row_size
-            tl.store(k_ptr + slot_row + half[None, :], k_first, in_half[None, :])
-            tl.store(k_ptr + slot_row + HALF + half[None, :], k_second, in_half[None, :])
-            tl.store(v_ptr + slot_row + dim, v, in_head)
-        result = acc / row_sum[:, None]
-        inside = (member < group)[:, None] & in_head[None, :]
-        if splits == 1:
-            out = out_ptr + head.to(tl.int64)[:, None] * HEAD_DIM + dim[None, :]
-            tl.store(out, result.to(dtype), inside)
-        else:
+        if SHARED and splits > 1:
             place = head.to(tl.int64) * MAX_SPLITS + split
-            tl.store(partial_ptr + place[:, None] * HEAD_DIM + dim[None, :], result, inside)
-            tl.store(log_sum_ptr + place, row_max + tl.log2(row_sum), member < group)
-    if splits == 1:
-        return
+            tl.store(partial_ptr + place[:, None] * HEAD_DIM + dim[None, :], acc, inside)
+            tl.store(sum_ptr + place, row_sum, member < group)
+            tl.store(max_ptr + place, row_max, member < group)
+        else:
+            total_acc, total_sum, total_max = _merge(total_acc, total_sum, total_max, acc, row_sum, row_max)
+    if (splits - 1) % shares == share:  # it had the last split
+        page = tl.load(table_ptr + position // paging.PAGE_SIZE).to(tl.int64)
+        slot_row = (page * paging.PAGE_SIZE + position % paging.PAGE_SIZE) * row_size
+        tl.store(k_ptr + slot_row + half[None, :], k_first, in_half[None, :])
+        tl.store(k_ptr + slot_row + HALF + half[None, :], k_second, in_half[None, :])
+        tl.store(v_ptr + slot_row + dim, v, in_head)
+    if not SHARED or splits == 1:
+        out = out_ptr + head.to(tl.int64)[:, None] * HEAD_DIM + dim[None, :]
+        tl.store(out, (total_acc / total_sum[:, None]).to(dtype), inside)
+    else:
+        # The last of the sequence's programs to get here has everybody's results before it.
+        tl.debug_barrier()
+        counter_ptr = arrived_ptr + sequence * kv_heads + kv_head
+        before = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
+        if before == tl.minimum(shares, splits) - 1:
+            tl.store(counter_ptr, 0)
+            _combine(
+                partial_ptr, sum_ptr, max_ptr, out_ptr, sequence * q_heads + kv_head * group, group, splits,
+                GROUP_POWER, HEAD_DIM, DIM_PAD, MAX_SPLITS,
+            )  # fmt: skip
 
-    # The last of the sequence's programs to get here has everybody's results before it.
-    tl.debug_barrier()
-    counter_ptr = arrived_ptr + sequence * kv_heads + kv_head
-    before = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
-    if before == tl.minimum(shares, splits) - 1:
-        tl.store(counter_ptr, 0)
-        _combine(
-            partial_ptr, log_sum_ptr, out_ptr, sequence * q_heads + kv_head * group, group, splits,
-            GROUP_POWER, HEAD_DIM, DIM_PAD, MAX_SPLITS, CHUNK,
-        )  # fmt: skip
+
+def tile(head_dim: int, group: int, dtype: torch.dtype, where: Target, *, few: bool) -> Options:
+    """BLOCK_N and warps (the block in hand and the next one are in registers), the least split, and how
+    many programs a processor should have. `few` sequences want a quick answer, many the memory's rate."""
+    measured = tiles.lookup(tile_key(head_dim, group, dtype, where, few=few))
+    return measured or rule(head_dim, dtype, where, few=few)
 
 
-def tile(head_dim: int, group: int, dtype: torch.dtype, where: Target) -> Options:
-    """BLOCK_N and warps (the block in hand and the next one are in registers), and the least split."""
-    return tiles.lookup(tile_key(head_dim, group, dtype, where)) or rule(head_dim, dtype, where)
-
-
-def tile_key(head_dim: int, group: int, dtype: torch.dtype, where: Target) -> str:
+def tile_key(head_dim: int, group: int, dtype: torch.dtype, where: Target, *, few: bool) -> str:
     """The shape's key in the table of tiles."""
-    return tiles.key("decode_attention", where, dtype, head_dim=head_dim, group=group)
+    return tiles.key("decode_attention", where, dtype, head_dim=head_dim, group=group, few=int(few))
 
 
-def rule(head_dim: int, dtype: torch.dtype, where: Target) -> Options:
+def rule(head_dim: int, dtype: torch.dtype, where: Target, *, few: bool) -> Options:
     """As `tile`, where nothing was measured."""
     large = dtype == torch.float32
     block_n = 16 if head_dim > 128 or (large and head_dim > 64) else 32 if large or head_dim > 64 else 64
-    warps = where.warps(256 if large else 128)
-    return {"BLOCK_N": block_n, "MIN_SPLIT": 64, "num_warps": warps, "num_stages": 1}
+    threads = 256 if large else 128
+    return _options(block_n, 64, threads, 4, where)
 
 
-def candidates(head_dim: int, where: Target) -> Iterator[Options]:
+def _options(block_n: int, min_split: int, threads: int, programs: int, where: Target) -> Options:
+    warps = where.warps(threads)
+    return {
+        "BLOCK_N": block_n, "MIN_SPLIT": min_split, "PROGRAMS": programs, "num_warps": warps, "num_stages": 1
+    }  # fmt: skip
+
+
+def candidates(head_dim: int, where: Target, *, few: bool) -> Iterator[Options]:
     """Options worth measuring."""
-    for block_n, min_split, threads in product((32, 64, 128), (64, 128, 256), (64, 128, 256)):
-        if block_n <= min_split and block_n * head_dim // threads <= 128:
-            warps = where.warps(threads)
-            yield {"BLOCK_N": block_n, "MIN_SPLIT": min_split, "num_warps": warps, "num_stages": 1}
+    blocks = (64, 128, 256) if few else (16, 32, 64)
+    splits, programs = ((64, 128, 256), (4,)) if few else ((64, 128), (4, 8, 16))
+    for block_n, min_split, threads, count in product(blocks, splits, (32, 64, 128, 256, 512), programs):
+        if block_n <= min_split and 16 <= block_n * head_dim // threads <= 128:
+            yield _options(block_n, min_split, threads, count, where)
 
 
 class Scratch:
@@ -365,7 +383,8 @@ class Scratch:
 
     def __init__(self, batch: int, q_heads: int, kv_heads: int, head_dim: int, device: torch.device) -> None:
         self.partial = torch.empty(batch, q_heads, MAX_SPLITS, head_dim, device=device)
-        self.log_sum = torch.empty(batch, q_heads, MAX_SPLITS, device=device)
+        self.sum = torch.empty(batch, q_heads, MAX_SPLITS, device=device)
+        self.max = torch.empty(batch, q_heads, MAX_SPLITS, device=device)
         self.arrived = torch.zeros(batch, kv_heads, dtype=torch.int32, device=device)
 
 
@@ -380,9 +399,9 @@ def scratch(batch: int, q_heads: int, kv_heads: int, head_dim: int, device: torc
     return _scratch[key]
 
 
-def share_count(batch: int, kv_heads: int, where: Target) -> int:
-    """Programs for each sequence and head: about four to a processor, at most one a split."""
-    wanted = max(1, 4 * where.processors // (batch * kv_heads))
+def share_count(batch: int, kv_heads: int, programs: int, where: Target) -> int:
+    """Programs for each sequence and head, so that a processor has about so many; at most one a split."""
+    wanted = max(1, programs * where.processors // (batch * kv_heads))
     return min(triton.next_power_of_2(wanted), MAX_SPLITS)
 
 
@@ -401,8 +420,11 @@ def triton_decode_attention(
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
     one_sequence: bool = False,
+    *,
+    few_rows: int = gemv.MAX_ROWS,
 ) -> Tensor:
-    """As `reference`; qkv is contiguous.
+    """As `reference`; qkv is contiguous. Up to `few_rows` sequences count as few (see `tile`), and a
+    sequence's result does not depend on the others, bit for bit, while they stay few or many.
 
     The rows of one sequence need each other's keys, which a first launch writes; only the second one's
     attention counts. Each waits for all before it, since it reads old keys ahead of its inputs.
@@ -410,20 +432,21 @@ def triton_decode_attention(
     parts, batch, _ = qkv.shape
     kv_heads, head_dim = k_cache.shape[2:]
     where = target(qkv.device)
-    half, group = head_dim // 2, q_heads // kv_heads
+    half, group, few = head_dim // 2, q_heads // kv_heads, batch <= few_rows
     out = k_cache.new_empty(batch, q_heads * head_dim)
     space = scratch(batch, q_heads, kv_heads, head_dim, qkv.device)
+    options = dict(tile(head_dim, group, k_cache.dtype, where, few=few))
+    shares = share_count(batch, kv_heads, options.pop("PROGRAMS"), where)
     chain = {"PDL": 0} if one_sequence else where.chain(early=batch == 1)
     launch = partial(
-        _kernel[(batch, kv_heads, share_count(batch, kv_heads, where))],
+        _kernel[(batch, kv_heads, shares)],
         qkv, positions, slots, page_table, cos, sin, q_norm, k_norm, k_cache, v_cache,
-        space.partial, space.log_sum, space.arrived, out,
+        space.partial, space.sum, space.max, space.arrived, out,
         scale * math.log2(math.e), eps, qkv.stride(0), page_table.stride(0), kv_heads * head_dim,
         q_heads, kv_heads, group, PARTS=parts, GROUP_PAD=padded(group),
         GROUP_POWER=triton.next_power_of_2(group), HALF=half, HALF_PAD=padded(half),
-        HEAD_DIM=head_dim, DIM_PAD=padded(head_dim), NORM=q_norm is not None,
-        MAX_SPLITS=MAX_SPLITS, CHUNK=8, **tile(head_dim, group, k_cache.dtype, where),
-        **chain,
+        HEAD_DIM=head_dim, DIM_PAD=padded(head_dim), MAX_SPLITS=MAX_SPLITS, SHARED=shares > 1,
+        **options, **chain,
     )  # fmt: skip
     if one_sequence:
         launch()

@@ -118,7 +118,7 @@ def rule(inputs: int, gated: bool, dtype: torch.dtype, where: Target) -> Options
 def candidates(inputs: int, gated: bool, where: Target) -> Iterator[Options]:
     """Options worth measuring."""
     widest = triton.next_power_of_2(inputs)
-    for block_n, block_k, threads in product((2, 4, 8), (512, 1024, 2048, 4096), (128, 256)):
+    for block_n, block_k, threads in product((2, 4, 8, 16), (512, 1024, 2048, 4096), (64, 128, 256)):
         if block_k <= widest and block_n * block_k // threads in ((16, 32) if gated else (32, 64)):
             warps = where.warps(threads)
             yield {"BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": warps, "num_stages": 1}

@@ -234,6 +234,8 @@ def triton_operators(
 ) -> Operators:
     """The column of Triton kernels, for a GPU; see `select` for the choices."""
     decode: DecodeAttention = decode_attention.triton_decode_attention
+    if batch_invariant:
+        decode = partial(decode_attention.triton_decode_attention, few_rows=0)
     if not (fused and flash_decoding):
         attend = decoding.triton_flash_decoding if flash_decoding else decoding.reference
         decode = partial(

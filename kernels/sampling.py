@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._triton import target, tl, triton
+from .pdl import await_previous, start_dependents
 
 _WORD = 0xFFFFFFFF
 _ROUND_A, _ROUND_B = 0xD2511F53, 0xCD9E8D57
@@ -346,13 +347,15 @@ def _best_chunk(score_ptr, token_ptr, logit_ptr, row, chunks, vocabulary, CHUNKS
 
 
 @triton.jit
-def _candidate_kernel(inputs, scratch, logits_stride, vocabulary, CHUNK: tl.constexpr):
+def _candidate_kernel(inputs, scratch, logits_stride, vocabulary, CHUNK: tl.constexpr, PDL: tl.constexpr):
     """One program (row, chunk of CHUNK blocks): its best token, and for rows that filter its weights.
 
     Greedy rows score their plain logits.
     """
+    start_dependents(PDL)
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     slot = tl.load(inputs.slots + row).to(tl.int64)
+    await_previous(PDL)
     blocks = chunk * CHUNK + tl.arange(0, CHUNK)
     logits = _logits(_source(inputs, row, slot, logits_stride, vocabulary), blocks)
     temperature = tl.load(inputs.temperature + slot)
@@ -377,11 +380,14 @@ def _candidate_kernel(inputs, scratch, logits_stride, vocabulary, CHUNK: tl.cons
 
 @triton.jit
 def _above_kernel(
-    inputs, scratch, logits_stride, vocabulary, chunks, CHUNK: tl.constexpr, CHUNKS_PAD: tl.constexpr
-):
+    inputs, scratch, logits_stride, vocabulary, chunks,
+    CHUNK: tl.constexpr, CHUNKS_PAD: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """One program (row, chunk): the tokens above the row's candidate. CHUNKS_PAD >= chunks."""
+    start_dependents(PDL)
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     slot = tl.load(inputs.slots + row).to(tl.int64)
+    await_previous(PDL)
     if _asks(inputs, slot, vocabulary):
         _, candidate = _best_chunk(
             scratch.score, scratch.token, scratch.logit, row, chunks, vocabulary, CHUNKS_PAD
@@ -512,11 +518,14 @@ def _list_live(scratch, row, block_count, pivot, TILE: tl.constexpr):
 
 @triton.jit
 def _decide_kernel(
-    inputs, scratch, out_ptr, logits_stride, vocabulary, chunks, TILE: tl.constexpr, CHUNKS_PAD: tl.constexpr
-):
+    inputs, scratch, out_ptr, logits_stride, vocabulary, chunks,
+    TILE: tl.constexpr, CHUNKS_PAD: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """One program: one row's token, to out [B] int64 and to its slot; it reads TILE blocks at a time."""
+    start_dependents(PDL)
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(inputs.slots + row).to(tl.int64)
+    await_previous(PDL)
     token, logit = _best_chunk(
         scratch.score, scratch.token, scratch.logit, row, chunks, vocabulary, CHUNKS_PAD
     )
@@ -630,13 +639,14 @@ def triton_sample(
     shape = logits.stride(0), vocabulary
     size = chunk // _BLOCK_SIZE
     padded = triton.next_power_of_2(chunks)
-    warp_size = target(device).warp_size
-    few, many = 128 // warp_size, 512 // warp_size
-    _candidate_kernel[(rows, chunks)](inputs, scratch, *shape, CHUNK=size, num_warps=few)
+    where = target(device)
+    few, many = where.warps(128), where.warps(512)
+    chain = where.chain(early=False)
+    _candidate_kernel[(rows, chunks)](inputs, scratch, *shape, CHUNK=size, num_warps=few, **chain)
     _above_kernel[(rows, chunks)](
-        inputs, scratch, *shape, chunks, CHUNK=size, CHUNKS_PAD=padded, num_warps=few
+        inputs, scratch, *shape, chunks, CHUNK=size, CHUNKS_PAD=padded, num_warps=few, **chain
     )
     _decide_kernel[(rows,)](
-        inputs, scratch, out, *shape, chunks, TILE=4 * size, CHUNKS_PAD=padded, num_warps=many
+        inputs, scratch, out, *shape, chunks, TILE=4 * size, CHUNKS_PAD=padded, num_warps=many, **chain
     )
     return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,8 +17,9 @@ from .tiles import Options
 
 _COLD_BYTES = 512 << 20
 """Weights are rotated so that what is read was not read so many bytes ago: no cache holds them."""
-_CONTEXT = 1024
-"""Tokens of context that attention is measured at, besides a short one."""
+_FEW_SEQUENCES = ((1, 256), (1, 1024), (1, 4096))
+"""(sequences, tokens of context) that attention is measured at."""
+_MANY_SEQUENCES = ((16, 256), (16, 1024), (64, 256), (64, 1024))
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,12 @@ def tune(
             )
         found[key] = _best(key, options, runs, tell)
     group = attention.q_heads // attention.kv_heads
-    key = decode_attention.tile_key(attention.head_dim, group, dtype, where)
-    runs = [_attention(attention, batch, length, device, dtype) for batch, length in _cases()]
-    found[key] = _best(key, decode_attention.candidates(attention.head_dim, where), runs, tell)
+    for few, cases in ((True, _FEW_SEQUENCES), (False, _MANY_SEQUENCES)):
+        key = decode_attention.tile_key(attention.head_dim, group, dtype, where, few=few)
+        options = decode_attention.candidates(attention.head_dim, where, few=few)
+        runs = [_attention(attention, batch, length, device, dtype) for batch, length in cases]
+        found[key] = _best(key, options, runs, tell)
     return found
-
-
-def _cases() -> Iterator[tuple[int, int]]:
-    """(sequences, tokens of context) that count for attention."""
-    yield from ((1, 256), (1, _CONTEXT), (16, 256))
 
 
 def _weights(rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:

@@ -75,7 +75,8 @@ class Column:
         assert actual.dtype in (self.dtype, torch.float32)
         assert actual.shape == exact.shape
         tolerance = torch.finfo(self.dtype).eps * (32 if self.dtype == torch.float32 else 3)
-        error = (actual.cpu().double() - exact).norm(dim=-1)
+        actual, exact = actual.cpu(), exact.cpu()
+        error = (actual.double() - exact).norm(dim=-1)
         assert bool((error <= tolerance * exact.norm(dim=-1)).all()), f"{error} of {exact.norm(dim=-1)}"
 
 

@@ -64,7 +64,8 @@ def test_the_fastest_that_runs_is_chosen(monkeypatch):
         return 1.0 / len(tried)
 
     monkeypatch.setattr(tuning, "_seconds", seconds)
-    monkeypatch.setattr(tuning, "_cases", lambda: iter([(1, 40)]))
+    monkeypatch.setattr(tuning, "_FEW_SEQUENCES", ((1, 40),))
+    monkeypatch.setattr(tuning, "_MANY_SEQUENCES", ((2, 40),))
     monkeypatch.setattr(
         gemm, "candidates", lambda *shape, split: iter([gemm.rule(*shape, split=split) | {"STAGES": 1}])
     )
@@ -72,7 +73,7 @@ def test_the_fastest_that_runs_is_chosen(monkeypatch):
     shapes = [tuning.LinearShape(512, 8, gated=True)] * 2
     heads = tuning.AttentionShape(2, 1, 64)
     found = tuning.tune(shapes, heads, CPU, torch.float16, lines.append)
-    assert [key.split()[1] for key in found] == ["gemv", "gemm", "decode_attention"]
+    assert [key.split()[1] for key in found] == ["gemv", "gemm", "decode_attention", "decode_attention"]
     assert "cannot run (RuntimeError)" in lines[0]
     for key, options in found.items():
         assert tiles.lookup(key) == options
