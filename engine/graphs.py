@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Function = Callable[[Tensor], Tensor]
+Function = Callable[[Tensor], None]
 Inputs = list[int] | list[list[int]]
 """What becomes a function's int32 tensor."""
 
@@ -18,7 +19,6 @@ Inputs = list[int] | list[list[int]]
 class _Graph:
     graph: torch.cuda.CUDAGraph
     inputs: Tensor
-    outputs: Tensor
     latest: Tensor | None = None
     """What was last copied to `inputs`, on the host."""
 
@@ -31,8 +31,8 @@ class Graphs:
         self._graphs: dict[Hashable, _Graph] = {}
         self._pool: Any = None
 
-    def run(self, key: Hashable, function: Function, inputs: Tensor, idle: Inputs) -> Tensor:
-        """`function` of `inputs` (pinned, on the host) on the device; the result holds until the next run.
+    def run(self, key: Hashable, function: Function, inputs: Tensor, idle: Inputs) -> None:
+        """`function` of `inputs` (pinned, on the host) on the device.
 
         `function` must do the same launches for all inputs of one key. It is called with `idle`, which must
         leave no trace that matters, when it is captured.
@@ -42,18 +42,23 @@ class Graphs:
             graph.inputs.copy_(inputs, non_blocking=True)
             graph.latest = inputs
         graph.graph.replay()
-        return graph.outputs
 
     def _capture(self, key: Hashable, function: Function, idle: Inputs) -> _Graph:
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            inputs = torch.tensor(idle, dtype=torch.int32, device=self._device)
-            function(inputs)  # compiles kernels and sets libraries up, which a capture must not
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-            outputs = function(inputs)
+        inputs = torch.tensor(idle, dtype=torch.int32, device=self._device)
+        graph = capture(partial(function, inputs), self._pool)
         self._pool = self._pool or graph.pool()
-        self._graphs[key] = _Graph(graph, inputs, outputs)
+        self._graphs[key] = _Graph(graph, inputs)
         return self._graphs[key]
+
+
+def capture(launch: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGraph:
+    """The launches of a function as a graph in a memory pool; it is run once to that end."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        launch()  # compiles kernels and sets libraries up, which a capture must not
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
+        launch()
+    return graph

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import PAGE_SIZE
+from ..kernels.sampling import RECENT
 from ..models.batch import DecodeBatch, PrefillBatch
 from ..models.decoder import Decoder, LayerCache
 from .device_state import DeviceState, host_tensor
@@ -30,10 +31,10 @@ MAX_DRAFTS = 3
 class Step:
     """A batch that was launched, and where its tokens arrive."""
 
-    def __init__(self, drawn: list[Tensor], device: torch.device) -> None:
-        """drawn: ids on the host, int64, as `ModelRunner._fetch` gives them."""
-        self._drawn, self._done = drawn, None
-        if device.type == "cuda":
+    def __init__(self, state: DeviceState, places: list[tuple[int, int]]) -> None:
+        """places: the slot and the position of each token that the work launched so far draws."""
+        self._drawn, self._places, self._done = state.sampling.drawn.numpy(), places, None
+        if state.positions.is_cuda:
             self._done = torch.cuda.Event()
             self._done.record()
 
@@ -41,7 +42,7 @@ class Step:
         """Wait for the step; the token of each sequence of `batch.drawing`."""
         if self._done:
             self._done.synchronize()
-        return [token for ids in self._drawn for token in ids.tolist()]
+        return [int(self._drawn[position % RECENT, slot]) for slot, position in self._places]
 
 
 class ModelRunner:
@@ -85,19 +86,16 @@ class ModelRunner:
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Step:
         """Start the work of a batch whose sequences are marked as `Batch` says."""
-        drawn = []
         if batch.decode:
             at = [sequence.computed - 1 for sequence in batch.decode]
             pages = [
                 sequence.pages[position // PAGE_SIZE] if position % PAGE_SIZE == 0 else 0
                 for sequence, position in zip(batch.decode, at, strict=True)
             ]
-            drawn.append(self._fetch(self._decode([sequence.slot for sequence in batch.decode], pages)))
+            self._decode([sequence.slot for sequence in batch.decode], pages)
         for chunk in batch.prefill:
-            ids = self._launch_chunk(chunk)
-            if chunk.is_last:
-                drawn.append(self._fetch(ids))
-        return Step(drawn, self.device)
+            self._launch_chunk(chunk)
+        return Step(self.state, [(sequence.slot, sequence.computed) for sequence in batch.drawing])
 
     @torch.inference_mode()
     def verify(self, sequence: Sequence, drafts: Sequences[int]) -> list[int]:
@@ -116,55 +114,51 @@ class ModelRunner:
             [*range(first, first + len(tokens)), *[0] * spare],
             [slot] * len(tokens) + [self.state.padding] * spare,
         ]
-        ids = self._verify(inputs)
-        return Step([self._fetch(ids[: len(tokens)])], self.device).tokens()
+        self._verify(inputs)
+        return Step(self.state, [(slot, first + 1 + at) for at in range(len(tokens))]).tokens()
 
-    def _fetch(self, ids: Tensor) -> Tensor:
-        """A copy on the host, under way: on the device the next graph may write over what this one left."""
-        if self.device.type != "cuda":
-            return ids
-        host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
-        return host.copy_(ids, non_blocking=True)
-
-    def _verify(self, inputs: list[list[int]]) -> Tensor:
+    def _verify(self, inputs: list[list[int]]) -> None:
         rows = len(inputs[0])
         idle = [[0] * rows, [0] * rows, [self.state.padding] * rows]
-        return self._run("verify", self._verify_step, inputs, idle)
+        self._run("verify", self._verify_step, inputs, idle)
 
-    def _decode(self, slots: list[int], new_pages: list[int]) -> Tensor:
+    def _decode(self, slots: list[int], new_pages: list[int]) -> None:
         rows = len(slots)
         size = min((size for size in DECODE_SIZES if size >= rows), default=rows) if self._graphs else rows
         spare, padding = size - rows, self.state.padding
         inputs = [slots + [padding] * spare, new_pages + [0] * spare]
-        return self._run(("decode", size), self._decode_step, inputs, [[padding] * size, [0] * size])[:rows]
+        self._run(("decode", size), self.decode_step, inputs, [[padding] * size, [0] * size])
 
-    def _launch_chunk(self, chunk: Chunk) -> Tensor:
+    def _launch_chunk(self, chunk: Chunk) -> None:
         sequence, end = chunk.sequence, chunk.start + chunk.count
         admission = (sequence, sequence.preemptions)
         if self._entered.get(sequence.slot) != admission:
             self._entered[sequence.slot] = admission
             self.state.enter(sequence)
         head = [sequence.slot, chunk.start, chunk.count]
-        return self._prefill(head, sequence.tokens[chunk.start : end], last=chunk.is_last)
+        self._prefill(head, sequence.tokens[chunk.start : end], last=chunk.is_last)
 
-    def _prefill(self, head: list[int], ids: list[int], *, last: bool = True) -> Tensor:
+    def _prefill(self, head: list[int], ids: list[int], *, last: bool = True) -> None:
         size = min((size for size in PREFILL_SIZES if size >= len(ids)), default=0) if last else 0
         if not (self._graphs and size):
-            return self._prefill_step(self.state.upload([*head, *ids], torch.int32), last=last)
+            self._prefill_step(self.state.upload([*head, *ids], torch.int32), last=last)
+            return
         function = partial(self._prefill_step, last=True)
         inputs = [*head, *ids, *[0] * (size - len(ids))]
         idle = [self.state.padding, 0, 1, *[0] * size]
-        return self._run(("prefill", size), function, inputs, idle)
+        self._run(("prefill", size), function, inputs, idle)
 
-    def _run(self, key: object, function: Function, inputs: Inputs, idle: Inputs) -> Tensor:
-        if not self._graphs:
-            return function(self.state.upload(inputs, torch.int32))
-        return self._graphs.run(key, function, host_tensor(inputs, torch.int32, self.device), idle)
+    def _run(self, key: object, function: Function, inputs: Inputs, idle: Inputs) -> None:
+        if self._graphs:
+            self._graphs.run(key, function, host_tensor(inputs, torch.int32, self.device), idle)
+        else:
+            function(self.state.upload(inputs, torch.int32))
 
-    # The steps on the device: tensors in, tensors out, no look at a value on the host.
+    # The steps on the device: no look at a value on the host. What they draw arrives in the state.
 
-    def _decode_step(self, inputs: Tensor) -> Tensor:
-        """inputs [2, B] int32: slots, and the pages that begin with this step's tokens or 0 -> ids [B]."""
+    @torch.inference_mode()
+    def decode_step(self, inputs: Tensor) -> None:
+        """inputs [2, B] int32: slots, and the pages that begin with this step's tokens or 0."""
         model, state = self.model, self.state
         slots, new_pages = inputs
         embedded, positions = model.ops.begin_step(
@@ -176,12 +170,12 @@ class ModelRunner:
             state.page_table,
         )
         logits = model.decode(embedded, DecodeBatch(positions, slots, state.page_table), self.cache)
-        return model.ops.sample(logits, slots, positions, state.sampling)
+        model.ops.sample(logits, slots, positions, state.sampling)
 
-    def _prefill_step(self, inputs: Tensor, *, last: bool) -> Tensor:
+    def _prefill_step(self, inputs: Tensor, *, last: bool) -> None:
         """inputs [3 + T] int32: slot, first position, number of tokens N <= T; the token ids, padded to T.
 
-        With `last`, the token drawn after them [1]; else nothing [0].
+        With `last`, a token is drawn after them.
         """
         model, state = self.model, self.state
         inputs = inputs.long()
@@ -203,15 +197,14 @@ class ModelRunner:
             logit_rows=count - 1 if last else None,
         )
         logits = model.prefill(batch, self.cache)
-        if logits is None:
-            return ids[:0]
-        state.positions.index_copy_(0, slot, end)
-        return model.ops.sample(logits, slot.int(), end - 1, state.sampling)
+        if logits is not None:
+            state.positions.index_copy_(0, slot, end)
+            model.ops.sample(logits, slot.int(), end - 1, state.sampling)
 
-    def _verify_step(self, inputs: Tensor) -> Tensor:
-        """inputs [3, R] int32: consecutive tokens of one sequence, their positions, its slot -> ids [R]."""
+    def _verify_step(self, inputs: Tensor) -> None:
+        """inputs [3, R] int32: consecutive tokens of one sequence, their positions, its slot."""
         model, state = self.model, self.state
         (ids, positions), slots = inputs[:2].long(), inputs[2]
         batch = DecodeBatch(positions, slots, state.page_table, one_sequence=True)
         logits = model.decode(F.embedding(ids, model.embed_tokens.weight), batch, self.cache)
-        return model.ops.sample(logits, batch.slots, positions, state.sampling)
+        model.ops.sample(logits, batch.slots, positions, state.sampling)

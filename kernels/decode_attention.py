@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import flash_decoding, gemv, kv_write, paging, rmsnorm, rope, tiles
+from . import flash_decoding, gemv, kv_write, paging, prefetch, rmsnorm, rope, tiles
 from ._triton import Target, target, tl, triton
 from .flash_attention2 import padded
 from .gemm import MAX_ROWS, sum_parts
 from .pdl import await_previous, start_dependents
+from .prefetch import prefetch_halves
 from .tiles import Options
 
 MAX_SPLITS = 64
@@ -42,6 +43,7 @@ def in_steps(
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
     one_sequence: bool = False,
+    ahead: Tensor | None = None,
     *,
     rope: Callable[..., tuple[Tensor, Tensor]],
     write: Callable[..., None],
@@ -51,8 +53,8 @@ def in_steps(
 
     positions [B] int64; sequence b's pages are row slots[b] (int32) of page_table [slots, pages]; cos, sin
     [max_position, D/2] fp32; caches [pages, PAGE_SIZE, Hk, D]. one_sequence: the rows may be consecutive
-    tokens of one sequence, each of which sees those before it. The steps are those given: all rows' keys
-    are written before any row attends.
+    tokens of one sequence, each of which sees those before it. `ahead` is not used. The steps are those
+    given: all rows' keys are written before any row attends.
     """
     batch = positions.shape[0]
     kv_heads, head_dim = k_cache.shape[2:]
@@ -84,6 +86,7 @@ def cpu(
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
     one_sequence: bool = False,
+    ahead: Tensor | None = None,
 ) -> Tensor:
     """As `reference`; for few sequences by fewer and smaller operators, whose calls are most of the time.
 
@@ -183,46 +186,61 @@ def _power_of_two(exponent):
 
 
 @triton.jit
-def _merge(acc, row_sum, row_max, more_acc, more_sum, more_max):
-    """The softmax state of two pieces of a context: acc [N, D], row_sum, row_max [N].
+def _rescale(one_max, other_max):
+    """The larger of two maxima, and the factors that bring sums relative to each of them to it.
 
     The maxima are whole numbers, so rescaling is exact, and only the order of the additions counts: it
-    makes no difference whether a piece waited in registers or in memory.
+    makes no difference whether a piece of a context waited in registers or in memory.
     """
-    new_max = tl.maximum(row_max, more_max)
-    old, new = _power_of_two(row_max - new_max), _power_of_two(more_max - new_max)
-    acc = acc * old[:, None] + more_acc * new[:, None]
-    return acc, row_sum * old + more_sum * new, new_max
+    new_max = tl.maximum(one_max, other_max)
+    return new_max, _power_of_two(one_max - new_max), _power_of_two(other_max - new_max)
+
+
+@triton.jit
+def _merge(acc, row_sum, row_max, more_acc, more_sum, more_max):
+    """The softmax state of two pieces of a context: acc [N, D], row_sum, row_max [N]."""
+    new_max, old, new = _rescale(row_max, more_max)
+    return acc * old[:, None] + more_acc * new[:, None], row_sum * old + more_sum * new, new_max
 
 
 @triton.jit
 def _combine(
     partial_ptr, sum_ptr, max_ptr, out_ptr, first_head, group, splits,
     GROUP_POWER: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, MAX_SPLITS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """The attention output of one group's heads from the states of their splits, in order."""
-    member, dim = tl.arange(0, GROUP_POWER), tl.arange(0, DIM_PAD)
-    in_group = member < group
-    inside = in_group[:, None] & (dim < HEAD_DIM)[None, :]
+    """The attention output of one group's heads from the states of their splits, in order.
+
+    The states of AT_ONCE splits are under way at a time. Each thread reads the sum and the maximum of each
+    of its elements' rows: what is spread over threads would have to be exchanged.
+    """
+    member, dim = tl.arange(0, GROUP_POWER)[:, None], tl.arange(0, DIM_PAD)[None, :]
+    inside = (member < group) & (dim < HEAD_DIM)
     row = (first_head + member).to(tl.int64)
     acc = tl.zeros((GROUP_POWER, DIM_PAD), tl.float32)
-    row_sum = tl.zeros((GROUP_POWER,), tl.float32)
-    row_max = tl.full((GROUP_POWER,), -1.0e30, tl.float32)
-    for split in tl.range(0, splits, loop_unroll_factor=8):  # so that eight loads are under way at once
-        place = row * MAX_SPLITS + split
-        more_acc = tl.load(partial_ptr + place[:, None] * HEAD_DIM + dim[None, :], inside, other=0.0)
-        more_sum = tl.load(sum_ptr + place, in_group, other=1.0)
-        more_max = tl.load(max_ptr + place, in_group, other=0.0)
-        acc, row_sum, row_max = _merge(acc, row_sum, row_max, more_acc, more_sum, more_max)
-    out = (acc / row_sum[:, None]).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + row[:, None] * HEAD_DIM + dim[None, :], out, inside)
+    row_sum = tl.zeros((GROUP_POWER, DIM_PAD), tl.float32)
+    row_max = tl.full((GROUP_POWER, DIM_PAD), -1.0e30, tl.float32)
+    for start in range(0, splits, AT_ONCE):
+        accs, sums, maxima = (), (), ()
+        for at in tl.static_range(AT_ONCE):
+            place = row * MAX_SPLITS + start + at
+            written = inside & (start + at < splits)
+            accs = accs + (tl.load(partial_ptr + place * HEAD_DIM + dim, written, other=0.0),)
+            sums = sums + (tl.load(sum_ptr + place + dim * 0, written, other=0.0),)
+            maxima = maxima + (tl.load(max_ptr + place + dim * 0, written, other=-1.0e30),)
+        for at in tl.static_range(AT_ONCE):
+            row_max, old, new = _rescale(row_max, maxima[at])
+            acc = acc * old + accs[at] * new
+            row_sum = row_sum * old + sums[at] * new
+    tl.store(out_ptr + row * HEAD_DIM + dim, (acc / row_sum).to(out_ptr.dtype.element_ty), inside)
 
 
 @triton.jit
-def _kernel(
+def _decode_attention_kernel(
     qkv_ptr, positions_ptr, slots_ptr, page_table_ptr, cos_ptr, sin_ptr, q_norm_ptr, k_norm_ptr,
     k_cache_ptr, v_cache_ptr, partial_ptr, sum_ptr, max_ptr, arrived_ptr, out_ptr,
     scale, eps, part_stride, table_stride, row_size, q_heads, kv_heads, group,
+    ahead_ptr, ahead_half, ahead_units, AHEAD: tl.constexpr,
     PARTS: tl.constexpr, GROUP_PAD: tl.constexpr, GROUP_POWER: tl.constexpr, HALF: tl.constexpr,
     HALF_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_N: tl.constexpr,
     MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
@@ -232,6 +250,7 @@ def _kernel(
     Tensors as in `reference`; part_stride: elements of one part of qkv; row_size = Hk * D. Scratch: partial
     [B, Hq, MAX_SPLITS, D], sum and max [B, Hq, MAX_SPLITS] in fp32 hold each split's softmax state; arrived
     [B, Hk] int32 is zero before and after. Without SHARED there is one share, and all stays in registers.
+    With AHEAD, ahead_units of the weights at ahead_ptr, whose halves have ahead_half bytes, are prefetched.
     """
     start_dependents(PDL)
     sequence, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -242,6 +261,10 @@ def _kernel(
     context = position + 1
     length = split_length(context, BLOCK_N, MIN_SPLIT, MAX_SPLITS)
     splits = tl.cdiv(context, length)
+    if AHEAD:  # the programs with nothing else to do are the last ones
+        programs = tl.num_programs(0) * tl.num_programs(1) * shares
+        program = (share * tl.num_programs(1) + kv_head) * tl.num_programs(0) + sequence
+        prefetch_halves(ahead_ptr, ahead_half, ahead_units, programs - 1 - program, programs)
     if share >= splits:
         return
     table_ptr = page_table_ptr + slot * table_stride
@@ -335,44 +358,52 @@ def _kernel(
             tl.store(counter_ptr, 0)
             _combine(
                 partial_ptr, sum_ptr, max_ptr, out_ptr, sequence * q_heads + kv_head * group, group, splits,
-                GROUP_POWER, HEAD_DIM, DIM_PAD, MAX_SPLITS,
+                GROUP_POWER, HEAD_DIM, DIM_PAD, MAX_SPLITS, 8,
             )  # fmt: skip
 
 
-def tile(head_dim: int, group: int, dtype: torch.dtype, where: Target, *, few: bool) -> Options:
-    """BLOCK_N and warps (the block in hand and the next one are in registers), the least split, and how
-    many programs a processor should have. `few` sequences want a quick answer, many the memory's rate."""
-    measured = tiles.lookup(tile_key(head_dim, group, dtype, where, few=few))
-    return measured or rule(head_dim, dtype, where, few=few)
+def tile(head_dim: int, group: int, dtype: torch.dtype, where: Target, *, norm: bool, few: bool) -> Options:
+    """BLOCK_N and warps (the block in hand and the next one are in registers), the least split, how many
+    programs a processor should have, and KiB to prefetch. `few` sequences want a quick answer, many the
+    memory's rate; `norm`: with norms of q and k."""
+    shape = {"head_dim": head_dim, "group": group, "norm": int(norm), "few": int(few)}
+    return tiles.choose(
+        tiles.key("decode_attention", where, dtype, **shape),
+        lambda: rule(head_dim, dtype, where),
+        lambda: candidates(head_dim, where, few=few),
+    )
 
 
-def tile_key(head_dim: int, group: int, dtype: torch.dtype, where: Target, *, few: bool) -> str:
-    """The shape's key in the table of tiles."""
-    return tiles.key("decode_attention", where, dtype, head_dim=head_dim, group=group, few=int(few))
-
-
-def rule(head_dim: int, dtype: torch.dtype, where: Target, *, few: bool) -> Options:
+def rule(head_dim: int, dtype: torch.dtype, where: Target) -> Options:
     """As `tile`, where nothing was measured."""
     large = dtype == torch.float32
     block_n = 16 if head_dim > 128 or (large and head_dim > 64) else 32 if large or head_dim > 64 else 64
     threads = 256 if large else 128
-    return _options(block_n, 64, threads, 4, where)
+    return _options(block_n, 64, threads, 4, 0, where)
 
 
-def _options(block_n: int, min_split: int, threads: int, programs: int, where: Target) -> Options:
-    warps = where.warps(threads)
+def _options(
+    block_n: int, min_split: int, threads: int, programs: int, ahead_kib: int, where: Target
+) -> Options:
     return {
-        "BLOCK_N": block_n, "MIN_SPLIT": min_split, "PROGRAMS": programs, "num_warps": warps, "num_stages": 1
-    }  # fmt: skip
+        "BLOCK_N": block_n,
+        "MIN_SPLIT": min_split,
+        "PROGRAMS": programs,
+        "AHEAD_KIB": ahead_kib,
+        "num_warps": where.warps(threads),
+        "num_stages": 1,
+    }
 
 
 def candidates(head_dim: int, where: Target, *, few: bool) -> Iterator[Options]:
     """Options worth measuring."""
-    blocks = (64, 128, 256) if few else (16, 32, 64)
-    splits, programs = ((64, 128, 256), (4,)) if few else ((64, 128), (4, 8, 16))
-    for block_n, min_split, threads, count in product(blocks, splits, (32, 64, 128, 256, 512), programs):
+    if few:
+        tried = product((64, 128, 256), (64, 128, 256), (128, 256), (4,), (0, 4 << 10, 12 << 10, 20 << 10))
+    else:
+        tried = product((16, 32, 64), (64, 128), (32, 64, 128), (4, 8), (0, 12 << 10))
+    for block_n, min_split, threads, programs, ahead_kib in tried:
         if block_n <= min_split and 16 <= block_n * head_dim // threads <= 128:
-            yield _options(block_n, min_split, threads, count, where)
+            yield _options(block_n, min_split, threads, programs, ahead_kib, where)
 
 
 class Scratch:
@@ -420,11 +451,14 @@ def triton_decode_attention(
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
     one_sequence: bool = False,
+    ahead: Tensor | None = None,
     *,
     few_rows: int = gemv.MAX_ROWS,
 ) -> Tensor:
-    """As `reference`; qkv is contiguous. Up to `few_rows` sequences count as few (see `tile`), and a
-    sequence's result does not depend on the others, bit for bit, while they stay few or many.
+    """As `reference`; qkv is contiguous, and the beginning of both halves of `ahead` is prefetched.
+
+    Up to `few_rows` sequences count as few (see `tile`), and a sequence's result does not depend on the
+    others, bit for bit, while they stay few or many.
 
     The rows of one sequence need each other's keys, which a first launch writes; only the second one's
     attention counts. Each waits for all before it, since it reads old keys ahead of its inputs.
@@ -435,15 +469,17 @@ def triton_decode_attention(
     half, group, few = head_dim // 2, q_heads // kv_heads, batch <= few_rows
     out = k_cache.new_empty(batch, q_heads * head_dim)
     space = scratch(batch, q_heads, kv_heads, head_dim, qkv.device)
-    options = dict(tile(head_dim, group, k_cache.dtype, where, few=few))
+    options = dict(tile(head_dim, group, k_cache.dtype, where, norm=q_norm is not None, few=few))
     shares = share_count(batch, kv_heads, options.pop("PROGRAMS"), where)
+    units = prefetch.units(ahead, options.pop("AHEAD_KIB"), where)
     chain = {"PDL": 0} if one_sequence else where.chain(early=batch == 1)
     launch = partial(
-        _kernel[(batch, kv_heads, shares)],
+        _decode_attention_kernel[(batch, kv_heads, shares)],
         qkv, positions, slots, page_table, cos, sin, q_norm, k_norm, k_cache, v_cache,
         space.partial, space.sum, space.max, space.arrived, out,
         scale * math.log2(math.e), eps, qkv.stride(0), page_table.stride(0), kv_heads * head_dim,
-        q_heads, kv_heads, group, PARTS=parts, GROUP_PAD=padded(group),
+        q_heads, kv_heads, group, ahead, 0 if ahead is None else ahead.nbytes // 2, units, AHEAD=units > 0,
+        PARTS=parts, GROUP_PAD=padded(group),
         GROUP_POWER=triton.next_power_of_2(group), HALF=half, HALF_PAD=padded(half),
         HEAD_DIM=head_dim, DIM_PAD=padded(head_dim), MAX_SPLITS=MAX_SPLITS, SHARED=shares > 1,
         **options, **chain,

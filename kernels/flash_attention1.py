@@ -17,7 +17,7 @@ __all__ = ["reference", "triton_flash_attention1"]
 
 
 @triton.jit
-def _kernel(
+def _flash_attention1_kernel(
     q_ptr, k_cache_ptr, v_cache_ptr, page_table_ptr, query_start_ptr, context_lens_ptr,
     out_ptr, row_max_ptr, row_sum_ptr,
     scale, q_stride_token, q_stride_head, table_stride, row_size, q_heads, group,
@@ -99,7 +99,7 @@ def triton_flash_attention1(
     out = q.new_zeros(q.shape, dtype=torch.float32)
     row_max = q.new_full((tokens, q_heads), -math.inf, dtype=torch.float32)
     row_sum = q.new_zeros(tokens, q_heads, dtype=torch.float32)
-    _kernel[(q_heads, context_lens.shape[0])](
+    _flash_attention1_kernel[(q_heads, context_lens.shape[0])](
         q, k_cache, v_cache, page_table, query_start, context_lens, out, row_max, row_sum,
         scale * math.log2(math.e), q.stride(0), q.stride(1), page_table.stride(0), kv_heads * head_dim,
         q_heads, q_heads // kv_heads, HEAD_DIM=head_dim, DIM_PAD=padded(head_dim),

@@ -82,7 +82,7 @@ def attend_block(
 
 
 @triton.jit
-def _kernel(
+def _flash_attention2_kernel(
     q_ptr, k_cache_ptr, v_cache_ptr, page_table_ptr, query_start_ptr, context_lens_ptr, out_ptr,
     scale, q_stride_token, q_stride_head, table_stride, row_size, q_heads, group,
     HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -173,7 +173,7 @@ def triton_flash_attention2(
     options = tile(head_dim, q.dtype, target(q.device))
     out = q.new_empty(q.shape)
     grid = (triton.cdiv(max_query_len, options["BLOCK_M"]), q_heads, context_lens.shape[0])
-    _kernel[grid](
+    _flash_attention2_kernel[grid](
         q, k_cache, v_cache, page_table, query_start, context_lens, out,
         scale * math.log2(math.e), q.stride(0), q.stride(1), page_table.stride(0), kv_heads * head_dim,
         q_heads, q_heads // kv_heads, HEAD_DIM=head_dim, DIM_PAD=padded(head_dim), **options,

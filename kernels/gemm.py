@@ -22,7 +22,7 @@ MAX_ROWS = 64
 
 
 @triton.jit
-def _kernel(
+def _gemm_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, rows, outputs, K: tl.constexpr, SLICE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     BIAS: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr,
@@ -76,13 +76,11 @@ def tile(inputs: int, outputs: int, dtype: torch.dtype, where: Target, *, split:
     `outputs` counts rows of weights. With `split`, K is cut until there is a program for nearly every
     processor, but into slices of at least 256.
     """
-    measured = tiles.lookup(tile_key(inputs, outputs, dtype, where, split=split))
-    return measured or rule(inputs, outputs, where, split=split)
-
-
-def tile_key(inputs: int, outputs: int, dtype: torch.dtype, where: Target, *, split: bool) -> str:
-    """The shape's key in the table of tiles."""
-    return tiles.key("gemm", where, dtype, inputs=inputs, outputs=outputs, split=int(split))
+    return tiles.choose(
+        tiles.key("gemm", where, dtype, inputs=inputs, outputs=outputs, split=int(split)),
+        lambda: rule(inputs, outputs, where, split=split),
+        lambda: candidates(inputs, outputs, where, split=split),
+    )
 
 
 def rule(inputs: int, outputs: int, where: Target, *, split: bool) -> Options:
@@ -106,10 +104,13 @@ def rule(inputs: int, outputs: int, where: Target, *, split: bool) -> Options:
 
 def candidates(inputs: int, outputs: int, where: Target, *, split: bool) -> Iterator[Options]:
     """Options worth measuring; whatever is chosen holds for every number of tokens."""
-    for block_n, block_k, stages in product((64, 128), (64, 128), (2, 3, 4)):
+    for block_n, (block_k, stages) in product((64, 128), ((64, 3), (64, 5), (128, 3), (128, 4))):
         for splits in (1, 2, 4, 8) if split else (1,):
             piece = triton.cdiv(triton.cdiv(inputs, splits), block_k) * block_k
-            if piece * splits >= inputs + piece or outputs < block_n or (splits > 1 and piece < 256):
+            programs = triton.cdiv(outputs, block_n) * splits
+            if piece * splits >= inputs + piece or outputs < block_n:  # nothing is left for some programs
+                continue
+            if splits > 1 and (piece < 256 or programs > 3 * where.processors):
                 continue
             yield {
                 "SLICE": piece,
@@ -141,7 +142,7 @@ def gemm(
     options = tile(inputs, weight_rows, weight.dtype, where, split=split)
     splits = triton.cdiv(inputs, options["SLICE"])
     out = x.new_empty((splits, rows, outputs), dtype=torch.float32 if splits > 1 else dtype)
-    _kernel[(triton.cdiv(weight_rows, options["BLOCK_N"]), splits)](
+    _gemm_kernel[(triton.cdiv(weight_rows, options["BLOCK_N"]), splits)](
         x, weight, bias, out, rows, outputs, K=inputs,
         BLOCK_M=max(16, triton.next_power_of_2(rows)), BIAS=bias is not None, GATED=gated,
         **options, **where.chain(early=False),

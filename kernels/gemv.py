@@ -24,7 +24,7 @@ MAX_ROWS = 4
 
 
 @triton.jit
-def _kernel(
+def _gemv_kernel(
     x_ptr, norm_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, outputs, eps,
     ROWS: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr,
@@ -100,12 +100,11 @@ def _kernel(
 
 def tile(inputs: int, outputs: int, gated: bool, dtype: torch.dtype, where: Target) -> Options:
     """BLOCK_N x BLOCK_K and warps: a few rows read in long runs, so many weights a thread at once."""
-    return tiles.lookup(tile_key(inputs, outputs, gated, dtype, where)) or rule(inputs, gated, dtype, where)
-
-
-def tile_key(inputs: int, outputs: int, gated: bool, dtype: torch.dtype, where: Target) -> str:
-    """The shape's key in the table of tiles."""
-    return tiles.key("gemv", where, dtype, inputs=inputs, outputs=outputs, gated=int(gated))
+    return tiles.choose(
+        tiles.key("gemv", where, dtype, inputs=inputs, outputs=outputs, gated=int(gated)),
+        lambda: rule(inputs, gated, dtype, where),
+        lambda: candidates(inputs, gated, where),
+    )
 
 
 def rule(inputs: int, gated: bool, dtype: torch.dtype, where: Target) -> Options:
@@ -145,7 +144,7 @@ def gemv(
     where = target(x.device)
     out = x.new_empty((len(x), outputs), dtype=dtype)
     options = tile(inputs, outputs, gated, weight.dtype, where)
-    _kernel[(triton.cdiv(outputs, options["BLOCK_N"]),)](
+    _gemv_kernel[(triton.cdiv(outputs, options["BLOCK_N"]),)](
         x, norm, weight, bias, residual, out, outputs, eps, ROWS=len(x), K=inputs,
         NORM=norm is not None, BIAS=bias is not None, RESIDUAL=residual is not None, GATED=gated,
         **options, **where.chain(early=True),

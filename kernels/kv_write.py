@@ -12,7 +12,7 @@ def reference(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Ten
 
 
 @triton.jit
-def _kernel(
+def _kv_write_kernel(
     k_ptr, v_ptr, k_cache_ptr, v_cache_ptr, slots_ptr,
     k_stride_token, k_stride_head, v_stride_token, v_stride_head,
     HEAD_DIM: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
@@ -36,7 +36,7 @@ def triton_kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot
     """As `reference`; k and v may be strided views whose last dimension is contiguous."""
     tokens, heads, head_dim = k.shape
     size = heads * head_dim
-    _kernel[(tokens,)](
+    _kv_write_kernel[(tokens,)](
         k, v, k_cache.view(-1, size), v_cache.view(-1, size), slots,
         k.stride(0), k.stride(1), v.stride(0), v.stride(1),
         HEAD_DIM=head_dim, SIZE=size, BLOCK=triton.next_power_of_2(size),

@@ -12,7 +12,7 @@ def reference(a: Tensor, b: Tensor) -> Tensor:
 
 
 @triton.jit
-def _kernel(a_ptr, b_ptr, out_ptr, size, BLOCK: tl.constexpr):
+def _mul_kernel(a_ptr, b_ptr, out_ptr, size, BLOCK: tl.constexpr):
     """One program: BLOCK of the `size` elements of three contiguous tensors."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < size
@@ -25,5 +25,5 @@ def triton_mul(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.contiguous(), b.contiguous()
     out = torch.empty_like(a)
     block = 1024
-    _kernel[(triton.cdiv(a.numel(), block),)](a, b, out, a.numel(), BLOCK=block)
+    _mul_kernel[(triton.cdiv(a.numel(), block),)](a, b, out, a.numel(), BLOCK=block)
     return out

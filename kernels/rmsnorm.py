@@ -35,7 +35,7 @@ def normalise(x, weight, size, eps):
 
 
 @triton.jit
-def _kernel(x_ptr, weight_ptr, out_ptr, size, x_stride, eps, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def _rmsnorm_kernel(x_ptr, weight_ptr, out_ptr, size, x_stride, eps, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """One program: one row of x [T, H] (row stride x_stride) into out [T, H], contiguous. BLOCK >= H."""
     start_dependents(PDL)
     row = tl.program_id(0).to(tl.int64)
@@ -58,5 +58,5 @@ def triton_rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     rows, size = x.shape
     out = x.new_empty(rows, size)
     options = row_launch(size) | target(x.device).chain(early=False)
-    _kernel[(rows,)](x, weight, out, size, x.stride(0), eps, **options)
+    _rmsnorm_kernel[(rows,)](x, weight, out, size, x.stride(0), eps, **options)
     return out

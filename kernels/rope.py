@@ -74,7 +74,7 @@ def _rotate_heads(
 
 
 @triton.jit
-def _kernel(
+def _rope_kernel(
     q_ptr, k_ptr, positions_ptr, cos_ptr, sin_ptr, q_norm_ptr, k_norm_ptr, q_out_ptr, k_out_ptr,
     q_stride_token, q_stride_head, k_stride_token, k_stride_head, eps,
     Q_HEADS: tl.constexpr, Q_HEADS_PAD: tl.constexpr, K_HEADS: tl.constexpr, K_HEADS_PAD: tl.constexpr,
@@ -113,7 +113,7 @@ def triton_rope(
     tokens, q_heads, head_dim = q.shape
     k_heads = k.shape[1]
     q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
-    _kernel[(tokens,)](
+    _rope_kernel[(tokens,)](
         q, k, positions, cos, sin, q_norm, k_norm, q_out, k_out,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), eps,
         Q_HEADS=q_heads, Q_HEADS_PAD=triton.next_power_of_2(q_heads),

@@ -31,6 +31,9 @@ from torch import Tensor
 from ._triton import target, tl, triton
 from .pdl import await_previous, start_dependents
 
+RECENT = 8
+"""Positions of a sequence whose tokens the host still finds in SamplingState.drawn."""
+
 _WORD = 0xFFFFFFFF
 _ROUND_A, _ROUND_B = 0xD2511F53, 0xCD9E8D57
 _KEY_A, _KEY_B = 0x9E3779B9, 0xBB67AE85
@@ -46,6 +49,9 @@ class SamplingState:
     temperature [S] fp32, 0: greedy; top_k [S] int32, 0: off; top_p [S] fp32, 1: off; min_p [S] fp32, 0: off;
     repetition_penalty [S] fp32, 1: off; seed [S] int64; token [S] int64: the token drawn last; seen [S, V]
     uint8: 1 for every token of the prompt or the reply, read only where there is a penalty.
+
+    drawn [RECENT, S] int64 is in the host's memory: drawn[p % RECENT, s] is the token that slot s drew for
+    its position p. A copy between two steps would keep the device waiting; this is written by the kernel.
     """
 
     temperature: Tensor
@@ -56,6 +62,7 @@ class SamplingState:
     seed: Tensor
     token: Tensor
     seen: Tensor
+    drawn: Tensor
 
     @classmethod
     def allocate(cls, slots: int, vocabulary: int, device: torch.device) -> SamplingState:
@@ -73,6 +80,7 @@ class SamplingState:
             seed=column(0, torch.int64),
             token=column(0, torch.int64),
             seen=torch.zeros(slots, vocabulary, dtype=torch.uint8, device=device),
+            drawn=torch.zeros(RECENT, slots, dtype=torch.int64, pin_memory=device.type == "cuda"),
         )
 
 
@@ -83,8 +91,8 @@ def reference(logits: Tensor, slots: Tensor, positions: Tensor, state: SamplingS
     token drawn is at position + 1. The repetition penalty divides positive and multiplies negative logits
     of seen tokens (Keskar et al. 2019, arXiv:1909.05858). Temperature 0 is argmax, the lowest id of equal
     ones. Else: logits / temperature; top-k; top-p over what is left; min-p relative to the largest
-    probability, equal logits sharing their fate; then Gumbel-max. `state.token` gets the ids and
-    `state.seen` marks them; the logits stay as they are.
+    probability, equal logits sharing their fate; then Gumbel-max. `state.token` and `state.drawn` get the
+    ids and `state.seen` marks them; the logits stay as they are.
     """
     slots = slots.long()
     penalty, temperature = state.repetition_penalty[slots], state.temperature[slots]
@@ -98,6 +106,8 @@ def reference(logits: Tensor, slots: Tensor, positions: Tensor, state: SamplingS
         )
     state.token[slots] = ids
     state.seen[slots, ids] = 1
+    place = ((positions + 1) % RECENT).to(state.drawn.device), slots.to(state.drawn.device)
+    state.drawn[place] = ids.to(state.drawn.device)
     return ids
 
 
@@ -201,6 +211,7 @@ def gumbel(words: Tensor) -> Tensor:
     return -(-u.log()).log()
 
 
+_RECENT = triton.language.constexpr(RECENT)
 # Tokens per block, whose largest logit is kept. Philox quads must not straddle blocks.
 _BLOCK_SIZE = 32
 _BLOCK = triton.language.constexpr(_BLOCK_SIZE)
@@ -224,6 +235,7 @@ class _Inputs(NamedTuple):
     seed: Tensor
     token: Tensor
     seen: Tensor
+    drawn: Tensor
 
 
 class _Scratch(NamedTuple):
@@ -518,10 +530,13 @@ def _list_live(scratch, row, block_count, pivot, TILE: tl.constexpr):
 
 @triton.jit
 def _decide_kernel(
-    inputs, scratch, out_ptr, logits_stride, vocabulary, chunks,
+    inputs, scratch, out_ptr, slot_count, logits_stride, vocabulary, chunks,
     TILE: tl.constexpr, CHUNKS_PAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One program: one row's token, to out [B] int64 and to its slot; it reads TILE blocks at a time."""
+    """One program: one row's token, to out [B] int64 and to its slot, one of slot_count.
+
+    It reads TILE blocks at a time.
+    """
     start_dependents(PDL)
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(inputs.slots + row).to(tl.int64)
@@ -591,6 +606,8 @@ def _decide_kernel(
     tl.store(out_ptr + row, token.to(tl.int64))
     tl.store(inputs.token + slot, token.to(tl.int64))
     tl.store(inputs.seen + slot * vocabulary + token, 1)
+    position = tl.load(inputs.positions + row) + 1
+    tl.store(inputs.drawn + position % _RECENT * slot_count + slot, token.to(tl.int64))
 
 
 def triton_sample(
@@ -634,6 +651,7 @@ def triton_sample(
         seed=state.seed,
         token=state.token,
         seen=state.seen,
+        drawn=state.drawn,
     )
     out = torch.empty(rows, dtype=torch.int64, device=device)
     shape = logits.stride(0), vocabulary
@@ -647,6 +665,15 @@ def triton_sample(
         inputs, scratch, *shape, chunks, CHUNK=size, CHUNKS_PAD=padded, num_warps=few, **chain
     )
     _decide_kernel[(rows,)](
-        inputs, scratch, out, *shape, chunks, TILE=4 * size, CHUNKS_PAD=padded, num_warps=many, **chain
+        inputs,
+        scratch,
+        out,
+        len(state.token),
+        *shape,
+        chunks,
+        TILE=4 * size,
+        CHUNKS_PAD=padded,
+        num_warps=many,
+        **chain,
     )
     return out

@@ -20,7 +20,7 @@ def reference(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[
 
 
 @triton.jit
-def _kernel(
+def _skip_rmsnorm_kernel(
     x_ptr, residual_ptr, weight_ptr, out_ptr, total_ptr, size, part_stride, eps,
     PARTS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -45,5 +45,7 @@ def triton_skip_rmsnorm(x: Tensor, residual: Tensor, weight: Tensor, eps: float)
     parts, rows, size = x.shape
     out, total = residual.new_empty(rows, size), residual.new_empty(rows, size)
     options = row_launch(size) | target(residual.device).chain(early=False)
-    _kernel[(rows,)](x, residual, weight, out, total, size, x.stride(0), eps, PARTS=parts, **options)
+    _skip_rmsnorm_kernel[(rows,)](
+        x, residual, weight, out, total, size, x.stride(0), eps, PARTS=parts, **options
+    )
     return out, total

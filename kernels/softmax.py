@@ -13,7 +13,7 @@ def reference(x: Tensor) -> Tensor:
 
 
 @triton.jit
-def _kernel(x_ptr, out_ptr, size, x_stride, BLOCK: tl.constexpr):
+def _softmax_kernel(x_ptr, out_ptr, size, x_stride, BLOCK: tl.constexpr):
     """One program: one row of x [T, N] (row stride x_stride) into out [T, N], contiguous; N = size.
 
     The row is read twice: for its maximum and sum, then for the result; a second read comes from the L2
@@ -45,5 +45,5 @@ def triton_softmax(x: Tensor) -> Tensor:
     rows, size = x.shape
     out = x.new_empty(rows, size)
     block = min(triton.next_power_of_2(size), 4096)
-    _kernel[(rows,)](x, out, size, x.stride(0), BLOCK=block, num_warps=8 if block > 1024 else 4)
+    _softmax_kernel[(rows,)](x, out, size, x.stride(0), BLOCK=block, num_warps=8 if block > 1024 else 4)
     return out

@@ -32,7 +32,7 @@ def reference(
 
 
 @triton.jit
-def _kernel(
+def _step_kernel(
     embedding_ptr, slots_ptr, new_pages_ptr, tokens_ptr, positions_ptr, page_table_ptr, out_ptr, now_ptr,
     size, table_stride, last_slot, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -62,7 +62,7 @@ def triton_begin_step(
     rows, size = len(slots), embedding.shape[1]
     out = embedding.new_empty(rows, size)
     now = torch.empty(rows, dtype=torch.int64, device=embedding.device)
-    _kernel[(rows,)](
+    _step_kernel[(rows,)](
         embedding, slots, new_pages, tokens, positions, page_table, out, now,
         size, page_table.stride(0), len(positions) - 1, BLOCK=triton.next_power_of_2(size),
     )  # fmt: skip

@@ -13,7 +13,7 @@ def reference(gate_up: Tensor) -> Tensor:
 
 
 @triton.jit
-def _kernel(gate_up_ptr, out_ptr, size, row_stride, BLOCK: tl.constexpr):
+def _swiglu_kernel(gate_up_ptr, out_ptr, size, row_stride, BLOCK: tl.constexpr):
     """One program: BLOCK columns of one row of gate_up [T, 2F] into out [T, F], contiguous; F = size."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -30,5 +30,5 @@ def triton_swiglu(gate_up: Tensor) -> Tensor:
     rows, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(rows, size)
     block = 1024
-    _kernel[(rows, triton.cdiv(size, block))](gate_up, out, size, gate_up.stride(0), BLOCK=block)
+    _swiglu_kernel[(rows, triton.cdiv(size, block))](gate_up, out, size, gate_up.stride(0), BLOCK=block)
     return out

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from ._triton import Target
 Options = dict[str, int]
 
 VARIABLE = "LITE_LLAMA_TILES"
+_asked: dict[str, Callable[[], Iterable[Options]]] | None = None
 _PACKAGED = Path(__file__).with_name("tiles.json")
 
 
@@ -28,9 +31,25 @@ def key(kernel: str, where: Target, dtype: torch.dtype, **shape: int) -> str:
     return " ".join([*parts, *(f"{name}={value}" for name, value in shape.items())])
 
 
-def lookup(name: str) -> Options | None:
-    """The measured options of a key, if there are any. Raises ValueError where the user's table is none."""
-    return _table().get(name)
+def choose(name: str, rule: Callable[[], Options], candidates: Callable[[], Iterable[Options]]) -> Options:
+    """The measured options of a key, else those of `rule`. Raises ValueError where the user's table is none.
+
+    `candidates`: what a tuner should try.
+    """
+    if _asked is not None:
+        _asked[name] = candidates
+    return _table().get(name) or rule()
+
+
+@contextmanager
+def asked() -> Iterator[dict[str, Callable[[], Iterable[Options]]]]:
+    """Collects the keys that are asked for meanwhile, each with its candidates."""
+    global _asked
+    _asked = {}
+    try:
+        yield _asked
+    finally:
+        _asked = None
 
 
 def update(options: dict[str, Options]) -> None:

@@ -32,8 +32,13 @@ class Attention(nn.Module):
         self.q_norm = Norm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = Norm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
-    def forward(self, qkv: Tensor, batch: Batch, rope: tuple[Tensor, Tensor], cache: LayerCache) -> Tensor:
-        """qkv [S, T, (Hq + 2 Hk) * D], to be summed over S -> [T, Hq * D]; extends the cache."""
+    def forward(
+        self, qkv: Tensor, batch: Batch, rope: tuple[Tensor, Tensor], cache: LayerCache, ahead: Tensor
+    ) -> Tensor:
+        """qkv [S, T, (Hq + 2 Hk) * D], to be summed over S -> [T, Hq * D]; extends the cache.
+
+        ahead: the weights that are read soon after, for a device that can fetch them meanwhile.
+        """
         norms = {
             "q_norm": self.q_norm.weight if self.q_norm else None,
             "k_norm": self.k_norm.weight if self.k_norm else None,
@@ -44,7 +49,7 @@ class Attention(nn.Module):
             place = (batch.positions, batch.slots, batch.page_table)
             shared = batch.one_sequence
             return self.ops.decode_attention(
-                qkv, *place, *rope, *cache, heads, self.scale, **norms, one_sequence=shared
+                qkv, *place, *rope, *cache, heads, self.scale, **norms, one_sequence=shared, ahead=ahead
             )
         return self._prefill(qkv, batch, rope, cache, norms)
 
@@ -103,7 +108,8 @@ class Layer(nn.Module):
     ) -> Hidden:
         """One layer; `next_norm` is the norm that reads its output."""
         attention, mlp = self.self_attn, self.mlp
-        attended = attention(attention.qkv_proj.after_norm(hidden, self.input_layernorm), batch, rope, cache)
+        qkv = attention.qkv_proj.after_norm(hidden, self.input_layernorm)
+        attended = attention(qkv, batch, rope, cache, mlp.gate_up_proj.weight)
         hidden = attention.o_proj.added_to(hidden, attended, self.post_attention_layernorm)
         gated = mlp.gate_up_proj.gated_after_norm(hidden, self.post_attention_layernorm)
         return mlp.down_proj.added_to(hidden, gated, next_norm)

@@ -18,13 +18,13 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # (query heads, key/value heads, head dim). The interpreter takes some 20 ms for each step of each program,
-# so it gets few heads, and half precision only once; a GPU has the time for every combination.
+# so it gets few heads, and half precision only once.
 SHAPES = [(8, 2, 8), (14, 2, 64), (9, 3, 80), (24, 8, 96), (2, 2, 128), (3, 1, 256)]
 HALF_SHAPES = [(9, 3, 80)]
+# Those of SmolLM2, Llama 3, Qwen2.5 and Qwen3, and some that are not.
 GPU_SHAPES = [
-    (*heads, head_dim)
-    for heads in ((14, 2), (9, 3), (24, 8), (32, 8), (12, 12))
-    for head_dim in (64, 80, 96, 128, 256)
+    *((9, 3, 64), (32, 8, 64), (24, 8, 128), (32, 8, 128), (14, 2, 64), (12, 2, 128), (16, 2, 128)),
+    *((28, 4, 128), (16, 8, 128), (9, 3, 80), (24, 8, 96), (12, 12, 80), (8, 4, 256)),
 ]
 
 

@@ -225,10 +225,11 @@ def test_what_is_drawn_is_kept_in_the_slot(fp32):
     rows = [Row(seed=slot) for slot in range(5)]
     state = state_of(rows, 100, fp32.device)
     state.token.fill_(-1)
+    state.drawn.fill_(-1)
     logits = fp32.randn(4, 100)
     before = logits.clone()
     slots = torch.tensor([3, 1, 5, 5], dtype=torch.int32, device=fp32.device)
-    positions = torch.tensor([8, 8, 0, 0], device=fp32.device)
+    positions = torch.tensor([8, 8, 8, 8], device=fp32.device)
     drawn = sampler(fp32)(logits, slots, positions, state)
     assert drawn.dtype == torch.int64
     assert torch.equal(logits, before)
@@ -236,6 +237,12 @@ def test_what_is_drawn_is_kept_in_the_slot(fp32):
     assert_drawn(int(drawn[1]), logits[1], rows[1])
     assert state.token.tolist() == [-1, drawn[1], -1, drawn[0], -1, state.token[5]]
     assert state.token[5] in drawn[2:]
+    if fp32.device.type == "cuda":
+        torch.cuda.synchronize()
+    recent = {(1, 3): drawn[0], (1, 1): drawn[1], (1, 5): state.token[5]}  # position 9, on the host
+    for place in (state.drawn != -1).nonzero().tolist():
+        assert state.drawn[tuple(place)] == recent.pop(tuple(place))
+    assert not recent
     marked = {tuple(pair) for pair in state.seen.nonzero().tolist()}
     assert marked == set(zip(slots.tolist(), drawn.tolist(), strict=True))
 
@@ -278,9 +285,9 @@ def test_draws_follow_the_distribution(fp32, vary, filters):
     rows = torch.arange(draws, device=fp32.device)
     slots, positions = torch.zeros_like(rows), start + rows
     if vary == "seed":
-        state = sampling.SamplingState(
-            *(getattr(state, name)[:1].repeat_interleave(draws, 0) for name in vars(state))
-        )
+        one, state = state, sampling.SamplingState.allocate(draws, vocabulary, fp32.device)
+        for name in ("temperature", "top_k", "top_p", "min_p"):
+            getattr(state, name).copy_(getattr(one, name)[0])
         state.seed.copy_(positions)
         slots, positions = rows, torch.full_like(rows, start)
     drawn = sampler(fp32)(logits.expand(draws, -1).contiguous(), slots.int(), positions, state)
