@@ -14,16 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import flash_decoding, gemv, kv_write, paging, prefetch, rmsnorm, rope, tiles
+from . import flash_decoding, gemv, kv_write, paging, rmsnorm, rope, tiles
 from ._triton import Target, target, tl, triton
 from .flash_attention2 import padded
 from .gemm import MAX_ROWS, sum_parts
 from .pdl import await_previous, start_dependents
-from .prefetch import prefetch_halves
 from .tiles import Options
 
 MAX_SPLITS = 64
 """Splits of one sequence at most."""
+_FEW_SPLITS = triton.language.constexpr(16)
+_LONG_SPLIT = triton.language.constexpr(256)
 CPU_ROWS = 8
 """Tokens that a CPU takes one by one; of more, the calls would cost more than the padding of a batch."""
 
@@ -43,7 +44,6 @@ def in_steps(
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
     one_sequence: bool = False,
-    ahead: Tensor | None = None,
     *,
     rope: Callable[..., tuple[Tensor, Tensor]],
     write: Callable[..., None],
@@ -53,8 +53,8 @@ def in_steps(
 
     positions [B] int64; sequence b's pages are row slots[b] (int32) of page_table [slots, pages]; cos, sin
     [max_position, D/2] fp32; caches [pages, PAGE_SIZE, Hk, D]. one_sequence: the rows may be consecutive
-    tokens of one sequence, each of which sees those before it. `ahead` is not used. The steps are those
-    given: all rows' keys are written before any row attends.
+    tokens of one sequence, each of which sees those before it. The steps are those given:
+    all rows' keys are written before any row attends.
     """
     batch = positions.shape[0]
     kv_heads, head_dim = k_cache.shape[2:]
@@ -86,7 +86,6 @@ def cpu(
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
     one_sequence: bool = False,
-    ahead: Tensor | None = None,
 ) -> Tensor:
     """As `reference`; for few sequences by fewer and smaller operators, whose calls are most of the time.
 
@@ -139,15 +138,15 @@ def _load_heads(
 def _norm_and_turn(first, second, norm_first, norm_second, cos, sin, eps, HALF: tl.constexpr):
     """Per-head RMSNorm (unless its weights are None) and rope of heads in two halves [N, HALF_PAD].
 
-    norm_first, norm_second, cos, sin [HALF_PAD].
+    norm_first, norm_second [N, HALF_PAD]; cos, sin [HALF_PAD].
     """
     dtype: tl.constexpr = first.dtype
     if norm_first is not None:
         first32, second32 = first.to(tl.float32), second.to(tl.float32)
         squares = tl.sum(first32 * first32 + second32 * second32, 1)
         scale = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
-        first = (first32 * scale).to(dtype) * norm_first[None, :]
-        second = (second32 * scale).to(dtype) * norm_second[None, :]
+        first = (first32 * scale).to(dtype) * norm_first
+        second = (second32 * scale).to(dtype) * norm_second
     first32, second32 = first.to(tl.float32), second.to(tl.float32)
     turned_first = first32 * cos[None, :] - second32 * sin[None, :]
     turned_second = second32 * cos[None, :] + first32 * sin[None, :]
@@ -156,15 +155,19 @@ def _norm_and_turn(first, second, norm_first, norm_second, cos, sin, eps, HALF: 
 
 @triton.jit
 def split_length(context, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr):
-    """Tokens of each split of a context: whole blocks, and a function of the context alone."""
-    return tl.maximum(tl.cdiv(tl.cdiv(context, MAX_SPLITS), BLOCK_N) * BLOCK_N, MIN_SPLIT)
+    """Tokens of each split of a context: whole blocks, and a function of the context alone.
+
+    There are FEW_SPLITS as long as that makes splits of MIN_SPLIT to LONG_SPLIT tokens: to combine many
+    takes long. A long context has up to MAX_SPLITS, so that all processors read.
+    """
+    length = tl.minimum(tl.maximum(tl.cdiv(context, _FEW_SPLITS), MIN_SPLIT), _LONG_SPLIT)
+    return tl.cdiv(tl.maximum(length, tl.cdiv(context, MAX_SPLITS)), BLOCK_N) * BLOCK_N
 
 
 @triton.jit
 def _load_block(
     k_ptr, v_ptr, table_ptr, start, end, row_size,
-    HALF: tl.constexpr, HALF_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    HALF: tl.constexpr, HALF_PAD: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Both halves of the keys, and the values, of positions start : start + BLOCK_N; zeros from `end` on."""
     position = start + tl.arange(0, BLOCK_N)
@@ -174,8 +177,7 @@ def _load_block(
     half_mask = valid[:, None] & (half < HALF)
     first = tl.load(k_ptr + rows + half, half_mask, other=0.0)
     second = tl.load(k_ptr + rows + HALF + half, half_mask, other=0.0)
-    value = tl.load(v_ptr + rows + dim, valid[:, None] & (dim < HEAD_DIM), other=0.0)
-    return first, second, value
+    return first, second, tl.load(v_ptr + rows + dim, valid[:, None] & (dim < 2 * HALF), other=0.0)
 
 
 @triton.jit
@@ -204,9 +206,23 @@ def _merge(acc, row_sum, row_max, more_acc, more_sum, more_max):
 
 
 @triton.jit
+def _attend(
+    acc, row_sum, row_max, q_first, q_second, k_first, k_second, value, valid, scale,
+):  # fmt: skip
+    """The softmax state with one more block of keys and values [N, ..], those that are `valid` [N]."""
+    scores = tl.dot(q_first, tl.trans(k_first), input_precision="ieee")
+    scores = tl.dot(q_second, tl.trans(k_second), scores, input_precision="ieee") * scale
+    scores = tl.where(valid[None, :], scores, -float("inf"))
+    block_max = tl.ceil(tl.max(scores, 1))
+    weights = tl.exp2(scores - block_max[:, None])
+    block_acc = tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+    return _merge(acc, row_sum, row_max, block_acc, tl.sum(weights, 1), block_max)
+
+
+@triton.jit
 def _combine(
     partial_ptr, sum_ptr, max_ptr, out_ptr, first_head, group, splits,
-    GROUP_POWER: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, MAX_SPLITS: tl.constexpr,
+    GROUP_POWER: tl.constexpr, SIZE: tl.constexpr, DIM_PAD: tl.constexpr, MAX_SPLITS: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """The attention output of one group's heads from the states of their splits, in order.
@@ -215,7 +231,7 @@ def _combine(
     of its elements' rows: what is spread over threads would have to be exchanged.
     """
     member, dim = tl.arange(0, GROUP_POWER)[:, None], tl.arange(0, DIM_PAD)[None, :]
-    inside = (member < group) & (dim < HEAD_DIM)
+    inside = (member < group) & (dim < SIZE)
     row = (first_head + member).to(tl.int64)
     acc = tl.zeros((GROUP_POWER, DIM_PAD), tl.float32)
     row_sum = tl.zeros((GROUP_POWER, DIM_PAD), tl.float32)
@@ -225,32 +241,36 @@ def _combine(
         for at in tl.static_range(AT_ONCE):
             place = row * MAX_SPLITS + start + at
             written = inside & (start + at < splits)
-            accs = accs + (tl.load(partial_ptr + place * HEAD_DIM + dim, written, other=0.0),)
+            accs = accs + (tl.load(partial_ptr + place * SIZE + dim, written, other=0.0),)
             sums = sums + (tl.load(sum_ptr + place + dim * 0, written, other=0.0),)
             maxima = maxima + (tl.load(max_ptr + place + dim * 0, written, other=-1.0e30),)
         for at in tl.static_range(AT_ONCE):
             row_max, old, new = _rescale(row_max, maxima[at])
             acc = acc * old + accs[at] * new
             row_sum = row_sum * old + sums[at] * new
-    tl.store(out_ptr + row * HEAD_DIM + dim, (acc / row_sum).to(out_ptr.dtype.element_ty), inside)
+    out = (acc / tl.where(inside, row_sum, 1.0)).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * SIZE + dim, out, inside)
 
 
 @triton.jit
 def _decode_attention_kernel(
     qkv_ptr, positions_ptr, slots_ptr, page_table_ptr, cos_ptr, sin_ptr, q_norm_ptr, k_norm_ptr,
     k_cache_ptr, v_cache_ptr, partial_ptr, sum_ptr, max_ptr, arrived_ptr, out_ptr,
-    scale, eps, part_stride, table_stride, row_size, q_heads, kv_heads, group,
-    ahead_ptr, ahead_half, ahead_units, AHEAD: tl.constexpr,
+    scale, eps, part_stride, table_stride, q_heads, kv_heads, group,
     PARTS: tl.constexpr, GROUP_PAD: tl.constexpr, GROUP_POWER: tl.constexpr, HALF: tl.constexpr,
-    HALF_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_N: tl.constexpr,
-    MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
+    HALF_PAD: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    EARLY: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, SHARED: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """One program (sequence, key/value head, share): every num_programs(2)-th split of the sequence.
 
-    Tensors as in `reference`; part_stride: elements of one part of qkv; row_size = Hk * D. Scratch: partial
-    [B, Hq, MAX_SPLITS, D], sum and max [B, Hq, MAX_SPLITS] in fp32 hold each split's softmax state; arrived
-    [B, Hk] int32 is zero before and after. Without SHARED there is one share, and all stays in registers.
-    With AHEAD, ahead_units of the weights at ahead_ptr, whose halves have ahead_half bytes, are prefetched.
+    Tensors as in `reference`; part_stride: elements of one part of qkv. Scratch: partial [B, Hq, MAX_SPLITS,
+    D], sum and max [B, Hq, MAX_SPLITS] in fp32 hold each split's softmax state; arrived [B, Hk] int32 is
+    zero before and after. Without SHARED there is one share, and all stays in registers.
+
+    EARLY: the first block is read before the inputs are there, each further one while the one before it is
+    computed, in registers: a short latency. Else STAGES blocks are on their way to shared memory: more at
+    a time on each processor.
     """
     start_dependents(PDL)
     sequence, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -258,98 +278,97 @@ def _decode_attention_kernel(
     # Nothing up to `await_previous` is written by this step's kernels: the lengths, the pages, the old keys.
     position = tl.load(positions_ptr + sequence).to(tl.int32)
     slot = tl.load(slots_ptr + sequence).to(tl.int64)
-    context = position + 1
-    length = split_length(context, BLOCK_N, MIN_SPLIT, MAX_SPLITS)
-    splits = tl.cdiv(context, length)
-    if AHEAD:  # the programs with nothing else to do are the last ones
-        programs = tl.num_programs(0) * tl.num_programs(1) * shares
-        program = (share * tl.num_programs(1) + kv_head) * tl.num_programs(0) + sequence
-        prefetch_halves(ahead_ptr, ahead_half, ahead_units, programs - 1 - program, programs)
+    length = split_length(position + 1, BLOCK_N, MIN_SPLIT, MAX_SPLITS)
+    splits = tl.cdiv(position + 1, length)
     if share >= splits:
         return
-    table_ptr = page_table_ptr + slot * table_stride
-    k_ptr, v_ptr = k_cache_ptr + kv_head * HEAD_DIM, v_cache_ptr + kv_head * HEAD_DIM
     dtype: tl.constexpr = k_cache_ptr.dtype.element_ty
-    first, second, value = _load_block(
-        k_ptr, v_ptr, table_ptr, share * length, tl.minimum((share + 1) * length, position), row_size,
-        HALF, HALF_PAD, HEAD_DIM, DIM_PAD, BLOCK_N,
-    )  # fmt: skip
+    size: tl.constexpr = 2 * HALF
+    row_size = kv_heads * size
+    table_ptr = page_table_ptr + slot * table_stride
+    k_ptr, v_ptr = k_cache_ptr + kv_head * size, v_cache_ptr + kv_head * size
+    if EARLY:
+        first, second, value = _load_block(
+            k_ptr, v_ptr, table_ptr, share * length, tl.minimum((share + 1) * length, position), row_size,
+            HALF, HALF_PAD, DIM_PAD, BLOCK_N,
+        )  # fmt: skip
     half, dim = tl.arange(0, HALF_PAD), tl.arange(0, DIM_PAD)
-    in_half, in_head = half < HALF, dim < HEAD_DIM
+    in_half, in_head = half < HALF, dim < size
     cos = tl.load(cos_ptr + position * HALF + half, in_half, other=0.0)
     sin = tl.load(sin_ptr + position * HALF + half, in_half, other=0.0)
-    q_norm_first, q_norm_second, k_norm_first, k_norm_second = None, None, None, None
+    # The rows of one tile are the group's query heads and the new key; they are normalised and turned alike.
+    member = tl.arange(0, GROUP_PAD)
+    is_key = (member == group)[:, None]
+    norm_first, norm_second = None, None
     if q_norm_ptr is not None:
-        q_norm_first = tl.load(q_norm_ptr + half, in_half, other=0.0)
-        q_norm_second = tl.load(q_norm_ptr + HALF + half, in_half, other=0.0)
-        k_norm_first = tl.load(k_norm_ptr + half, in_half, other=0.0)
-        k_norm_second = tl.load(k_norm_ptr + HALF + half, in_half, other=0.0)
+        norm_ptr = tl.where(is_key, k_norm_ptr, q_norm_ptr) + half[None, :]
+        norm_first = tl.load(norm_ptr, in_half[None, :], other=0.0)
+        norm_second = tl.load(norm_ptr + HALF, in_half[None, :], other=0.0)
     await_previous(PDL)
 
-    member = tl.arange(0, GROUP_PAD)
-    width = (q_heads + 2 * kv_heads) * HEAD_DIM
-    qkv_row = sequence.to(tl.int64) * width
-    heads = qkv_row + (kv_head * group + member)[:, None] * HEAD_DIM + half[None, :]
-    mask = (member < group)[:, None] & in_half[None, :]
-    new_k = qkv_row + (q_heads + kv_head) * HEAD_DIM + half[None, :]
-    new_v = qkv_row + (q_heads + kv_heads + kv_head) * HEAD_DIM + dim
-    q_first = _load_heads(qkv_ptr, part_stride, heads, mask, PARTS, dtype)
-    q_second = _load_heads(qkv_ptr, part_stride, heads + HALF, mask, PARTS, dtype)
-    k_first = _load_heads(qkv_ptr, part_stride, new_k, in_half[None, :], PARTS, dtype)
-    k_second = _load_heads(qkv_ptr, part_stride, new_k + HALF, in_half[None, :], PARTS, dtype)
-    v = _load_heads(qkv_ptr, part_stride, new_v, in_head, PARTS, dtype)
-    q_first, q_second = _norm_and_turn(q_first, q_second, q_norm_first, q_norm_second, cos, sin, eps, HALF)
-    k_first, k_second = _norm_and_turn(k_first, k_second, k_norm_first, k_norm_second, cos, sin, eps, HALF)
+    qkv_row = sequence.to(tl.int64) * (q_heads + 2 * kv_heads) * size
+    at = (
+        qkv_row
+        + tl.where(is_key, q_heads + kv_head, kv_head * group + member[:, None]) * size
+        + half[None, :]
+    )
+    mask = (member <= group)[:, None] & in_half[None, :]
+    q_first = _load_heads(qkv_ptr, part_stride, at, mask, PARTS, dtype)
+    q_second = _load_heads(qkv_ptr, part_stride, at + HALF, mask, PARTS, dtype)
+    at = qkv_row + (q_heads + kv_heads + kv_head) * size + dim[None, :]
+    new_value = _load_heads(qkv_ptr, part_stride, at, is_key & in_head[None, :], PARTS, dtype)
+    q_first, q_second = _norm_and_turn(q_first, q_second, norm_first, norm_second, cos, sin, eps, HALF)
 
-    head = sequence * q_heads + kv_head * group + member
+    head = (sequence * q_heads + kv_head * group + member).to(tl.int64)
+    out = head[:, None] * size + dim[None, :]
     inside = (member < group)[:, None] & in_head[None, :]
     total_acc = tl.zeros((GROUP_PAD, DIM_PAD), tl.float32)
     total_sum = tl.zeros((GROUP_PAD,), tl.float32)
     total_max = tl.full((GROUP_PAD,), -1.0e30, tl.float32)
     for split in range(share, splits, shares):
-        end = tl.minimum((split + 1) * length, context)
+        end = tl.minimum((split + 1) * length, position)
         acc = tl.zeros((GROUP_PAD, DIM_PAD), tl.float32)
         row_sum = tl.zeros((GROUP_PAD,), tl.float32)
         row_max = tl.full((GROUP_PAD,), -1.0e30, tl.float32)
-        for start in range(split * length, end, BLOCK_N):
-            block = start + tl.arange(0, BLOCK_N)
-            if start + BLOCK_N > position:  # the new token is not in the cache yet
-                is_new = (block == position)[:, None]
-                first = tl.where(is_new, k_first, first)
-                second = tl.where(is_new, k_second, second)
-                value = tl.where(is_new, v[None, :], value)
-            scores = tl.dot(q_first, tl.trans(first), input_precision="ieee")
-            scores = tl.dot(q_second, tl.trans(second), scores, input_precision="ieee") * scale
-            scores = tl.where((block < end)[None, :], scores, -float("inf"))
-            block_max = tl.ceil(tl.max(scores, 1))
-            weights = tl.exp2(scores - block_max[:, None])
-            block_acc = tl.dot(weights.to(dtype), value, input_precision="ieee")
-            acc, row_sum, row_max = _merge(acc, row_sum, row_max, block_acc, tl.sum(weights, 1), block_max)
-            # The next block, of this split or of the next one this program has.
-            more = start + BLOCK_N < end
-            following = tl.where(more, split, split + shares)
-            first, second, value = _load_block(
-                k_ptr, v_ptr, table_ptr, tl.where(more, start + BLOCK_N, following * length),
-                tl.minimum((following + 1) * length, position), row_size,
-                HALF, HALF_PAD, HEAD_DIM, DIM_PAD, BLOCK_N,
+        if split == splits - 1:  # the new token: a block of its own, from the tile of queries and key
+            acc, row_sum, row_max = _attend(
+                acc, row_sum, row_max, q_first, q_second, q_first, q_second, new_value, member == group, scale
+            )
+            page = tl.load(table_ptr + position // paging.PAGE_SIZE).to(tl.int64)
+            row = (page * paging.PAGE_SIZE + position % paging.PAGE_SIZE) * row_size + 0 * member[:, None]
+            tl.store(k_ptr + row + half[None, :], q_first, is_key & in_half[None, :])
+            tl.store(k_ptr + row + HALF + half[None, :], q_second, is_key & in_half[None, :])
+            tl.store(v_ptr + row + dim[None, :], new_value, is_key & in_head[None, :])
+        for start in tl.range(split * length, end, BLOCK_N, num_stages=STAGES):
+            if not EARLY:
+                first, second, value = _load_block(
+                    k_ptr, v_ptr, table_ptr, start, end, row_size, HALF, HALF_PAD, DIM_PAD, BLOCK_N
+                )
+            acc, row_sum, row_max = _attend(
+                acc, row_sum, row_max, q_first, q_second,
+                first, second, value,  # pyright: ignore[reportPossiblyUnboundVariable]
+                start + tl.arange(0, BLOCK_N) < end, scale,
             )  # fmt: skip
-        if SHARED and splits > 1:
-            place = head.to(tl.int64) * MAX_SPLITS + split
-            tl.store(partial_ptr + place[:, None] * HEAD_DIM + dim[None, :], acc, inside)
+            if EARLY:  # the next block, of this split or of the next one this program has
+                more = start + BLOCK_N < end
+                following = tl.where(more, split, split + shares)
+                first, second, value = _load_block(
+                    k_ptr, v_ptr, table_ptr, tl.where(more, start + BLOCK_N, following * length),
+                    tl.minimum((following + 1) * length, position), row_size,
+                    HALF, HALF_PAD, DIM_PAD, BLOCK_N,
+                )  # fmt: skip
+        if not SHARED:
+            total_acc, total_sum, total_max = _merge(total_acc, total_sum, total_max, acc, row_sum, row_max)
+        elif splits == 1:
+            tl.store(out_ptr + out, (acc / row_sum[:, None]).to(dtype), inside)
+        else:
+            place = head * MAX_SPLITS + split
+            tl.store(partial_ptr + place[:, None] * size + dim[None, :], acc, inside)
             tl.store(sum_ptr + place, row_sum, member < group)
             tl.store(max_ptr + place, row_max, member < group)
-        else:
-            total_acc, total_sum, total_max = _merge(total_acc, total_sum, total_max, acc, row_sum, row_max)
-    if (splits - 1) % shares == share:  # it had the last split
-        page = tl.load(table_ptr + position // paging.PAGE_SIZE).to(tl.int64)
-        slot_row = (page * paging.PAGE_SIZE + position % paging.PAGE_SIZE) * row_size
-        tl.store(k_ptr + slot_row + half[None, :], k_first, in_half[None, :])
-        tl.store(k_ptr + slot_row + HALF + half[None, :], k_second, in_half[None, :])
-        tl.store(v_ptr + slot_row + dim, v, in_head)
-    if not SHARED or splits == 1:
-        out = out_ptr + head.to(tl.int64)[:, None] * HEAD_DIM + dim[None, :]
-        tl.store(out, (total_acc / total_sum[:, None]).to(dtype), inside)
-    else:
+    if not SHARED:
+        tl.store(out_ptr + out, (total_acc / total_sum[:, None]).to(dtype), inside)
+    elif splits > 1:
         # The last of the sequence's programs to get here has everybody's results before it.
         tl.debug_barrier()
         counter_ptr = arrived_ptr + sequence * kv_heads + kv_head
@@ -358,38 +377,44 @@ def _decode_attention_kernel(
             tl.store(counter_ptr, 0)
             _combine(
                 partial_ptr, sum_ptr, max_ptr, out_ptr, sequence * q_heads + kv_head * group, group, splits,
-                GROUP_POWER, HEAD_DIM, DIM_PAD, MAX_SPLITS, 8,
+                GROUP_POWER, size, DIM_PAD, MAX_SPLITS, 8,
             )  # fmt: skip
 
 
 def tile(head_dim: int, group: int, dtype: torch.dtype, where: Target, *, norm: bool, few: bool) -> Options:
-    """BLOCK_N and warps (the block in hand and the next one are in registers), the least split, how many
-    programs a processor should have, and KiB to prefetch. `few` sequences want a quick answer, many the
-    memory's rate; `norm`: with norms of q and k."""
+    """Options of the kernel, and PROGRAMS that a processor should have.
+
+    `few` sequences want a quick answer, many the memory's rate; `norm`: with norms of q and k.
+    """
     shape = {"head_dim": head_dim, "group": group, "norm": int(norm), "few": int(few)}
     return tiles.choose(
         tiles.key("decode_attention", where, dtype, **shape),
-        lambda: rule(head_dim, dtype, where),
+        lambda: rule(head_dim, dtype, where, few=few),
         lambda: candidates(head_dim, where, few=few),
     )
 
 
-def rule(head_dim: int, dtype: torch.dtype, where: Target) -> Options:
+def rule(head_dim: int, dtype: torch.dtype, where: Target, *, few: bool) -> Options:
     """As `tile`, where nothing was measured."""
     large = dtype == torch.float32
     block_n = 16 if head_dim > 128 or (large and head_dim > 64) else 32 if large or head_dim > 64 else 64
     threads = 256 if large else 128
-    return _options(block_n, 64, threads, 4, 0, where)
+    if few:
+        return _early(block_n, 64, threads, where)
+    return _staged(block_n, 128, threads, 1 if where.hip or large else 2, 4, where)
 
 
-def _options(
-    block_n: int, min_split: int, threads: int, programs: int, ahead_kib: int, where: Target
-) -> Options:
+def _early(block_n: int, min_split: int, threads: int, where: Target) -> Options:
+    return _staged(block_n, min_split, threads, 1, 4, where) | {"EARLY": 1}
+
+
+def _staged(block_n: int, min_split: int, threads: int, stages: int, programs: int, where: Target) -> Options:
     return {
         "BLOCK_N": block_n,
         "MIN_SPLIT": min_split,
+        "STAGES": stages,
+        "EARLY": 0,
         "PROGRAMS": programs,
-        "AHEAD_KIB": ahead_kib,
         "num_warps": where.warps(threads),
         "num_stages": 1,
     }
@@ -398,12 +423,13 @@ def _options(
 def candidates(head_dim: int, where: Target, *, few: bool) -> Iterator[Options]:
     """Options worth measuring."""
     if few:
-        tried = product((64, 128, 256), (64, 128, 256), (128, 256), (4,), (0, 4 << 10, 12 << 10, 20 << 10))
+        for block_n, min_split, threads in product((16, 32, 64), (16, 32, 64, 128), (64, 128, 256)):
+            if block_n <= min_split and 16 <= block_n * head_dim // threads <= 64:
+                yield _early(block_n, min_split, threads, where)
     else:
-        tried = product((16, 32, 64), (64, 128), (32, 64, 128), (4, 8), (0, 12 << 10))
-    for block_n, min_split, threads, programs, ahead_kib in tried:
-        if block_n <= min_split and 16 <= block_n * head_dim // threads <= 128:
-            yield _options(block_n, min_split, threads, programs, ahead_kib, where)
+        for block_n, min_split, threads, stages in product((32, 64), (128, 256), (64, 128), (2, 3)):
+            for programs in (4, 8):
+                yield _staged(block_n, min_split, threads, stages, programs, where)
 
 
 class Scratch:
@@ -451,11 +477,10 @@ def triton_decode_attention(
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
     one_sequence: bool = False,
-    ahead: Tensor | None = None,
     *,
     few_rows: int = gemv.MAX_ROWS,
 ) -> Tensor:
-    """As `reference`; qkv is contiguous, and the beginning of both halves of `ahead` is prefetched.
+    """As `reference`; qkv is contiguous.
 
     Up to `few_rows` sequences count as few (see `tile`), and a sequence's result does not depend on the
     others, bit for bit, while they stay few or many.
@@ -471,17 +496,15 @@ def triton_decode_attention(
     space = scratch(batch, q_heads, kv_heads, head_dim, qkv.device)
     options = dict(tile(head_dim, group, k_cache.dtype, where, norm=q_norm is not None, few=few))
     shares = share_count(batch, kv_heads, options.pop("PROGRAMS"), where)
-    units = prefetch.units(ahead, options.pop("AHEAD_KIB"), where)
     chain = {"PDL": 0} if one_sequence else where.chain(early=batch == 1)
     launch = partial(
         _decode_attention_kernel[(batch, kv_heads, shares)],
         qkv, positions, slots, page_table, cos, sin, q_norm, k_norm, k_cache, v_cache,
         space.partial, space.sum, space.max, space.arrived, out,
-        scale * math.log2(math.e), eps, qkv.stride(0), page_table.stride(0), kv_heads * head_dim,
-        q_heads, kv_heads, group, ahead, 0 if ahead is None else ahead.nbytes // 2, units, AHEAD=units > 0,
-        PARTS=parts, GROUP_PAD=padded(group),
+        scale * math.log2(math.e), eps, qkv.stride(0), page_table.stride(0),
+        q_heads, kv_heads, group, PARTS=parts, GROUP_PAD=padded(group + 1),
         GROUP_POWER=triton.next_power_of_2(group), HALF=half, HALF_PAD=padded(half),
-        HEAD_DIM=head_dim, DIM_PAD=padded(head_dim), MAX_SPLITS=MAX_SPLITS, SHARED=shares > 1,
+        DIM_PAD=padded(head_dim), MAX_SPLITS=MAX_SPLITS, SHARED=shares > 1,
         **options, **chain,
     )  # fmt: skip
     if one_sequence:

@@ -51,7 +51,12 @@ def _gemm_kernel(
     sums = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for start in tl.range(0, SLICE, BLOCK_K, num_stages=STAGES):
         valid = (start + column < SLICE) & (first + start + column < K)
-        weight = tl.load(weight_tile_ptr + start, inside[:, None] & valid[None, :], other=0.0)
+        weight = tl.load(
+            weight_tile_ptr + start,
+            inside[:, None] & valid[None, :],
+            other=0.0,
+            eviction_policy="evict_first",
+        )
         x = tl.load(x_tile_ptr + start, (token < rows)[:, None] & valid[None, :], other=0.0)
         sums = tl.dot(weight, tl.trans(x), sums, input_precision="ieee")
     if BIAS:

@@ -43,9 +43,9 @@ def _gemv_kernel(
     gate_ptr = weight_ptr + output[:, None].to(tl.int64) * K + column[None, :]
     up_ptr = gate_ptr + outputs.to(tl.int64) * K
     mask = inside[:, None] & (column < K)[None, :]
-    gate = tl.load(gate_ptr, mask, other=0.0)
+    gate = tl.load(gate_ptr, mask, other=0.0, eviction_policy="evict_first")
     if GATED:
-        up = tl.load(up_ptr, mask, other=0.0)
+        up = tl.load(up_ptr, mask, other=0.0, eviction_policy="evict_first")
     if NORM:
         norm = tl.load(norm_ptr + column, column < K, other=0.0)
     await_previous(PDL)
@@ -58,9 +58,9 @@ def _gemv_kernel(
         if start + BLOCK_K < K:
             following = start + BLOCK_K + column < K
             mask = inside[:, None] & following[None, :]
-            next_gate = tl.load(gate_ptr + start + BLOCK_K, mask, other=0.0)
+            next_gate = tl.load(gate_ptr + start + BLOCK_K, mask, other=0.0, eviction_policy="evict_first")
             if GATED:
-                next_up = tl.load(up_ptr + start + BLOCK_K, mask, other=0.0)
+                next_up = tl.load(up_ptr + start + BLOCK_K, mask, other=0.0, eviction_policy="evict_first")
             if NORM:
                 next_norm = tl.load(norm_ptr + start + BLOCK_K + column, following, other=0.0)
         new_gate_sums, new_up_sums, new_squares = (), (), ()

@@ -131,14 +131,12 @@ class DecodeAttention(Protocol):
         k_norm: Tensor | None = None,
         eps: float = 1e-6,
         one_sequence: bool = False,
-        ahead: Tensor | None = None,
     ) -> Tensor:
         """One new token of each sequence: norm and rope of q and k, KV cache write, attention.
 
         qkv [S, B, (Hq + 2 Hk) * D] is summed over S; positions [B] int64; slots [B] int32 are the
         sequences' rows of page_table [slots, max_pages] int32; the rest as in Rope and PrefillAttention.
         With `one_sequence` the rows are consecutive tokens of one sequence and see those before them.
-        `ahead`: weights that will be read next, which a device may bring nearer meanwhile.
         Returns [B, Hq * D].
         """
         ...

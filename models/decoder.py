@@ -32,13 +32,8 @@ class Attention(nn.Module):
         self.q_norm = Norm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = Norm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
-    def forward(
-        self, qkv: Tensor, batch: Batch, rope: tuple[Tensor, Tensor], cache: LayerCache, ahead: Tensor
-    ) -> Tensor:
-        """qkv [S, T, (Hq + 2 Hk) * D], to be summed over S -> [T, Hq * D]; extends the cache.
-
-        ahead: the weights that are read soon after, for a device that can fetch them meanwhile.
-        """
+    def forward(self, qkv: Tensor, batch: Batch, rope: tuple[Tensor, Tensor], cache: LayerCache) -> Tensor:
+        """qkv [S, T, (Hq + 2 Hk) * D], to be summed over S -> [T, Hq * D]; extends the cache."""
         norms = {
             "q_norm": self.q_norm.weight if self.q_norm else None,
             "k_norm": self.k_norm.weight if self.k_norm else None,
@@ -49,7 +44,7 @@ class Attention(nn.Module):
             place = (batch.positions, batch.slots, batch.page_table)
             shared = batch.one_sequence
             return self.ops.decode_attention(
-                qkv, *place, *rope, *cache, heads, self.scale, **norms, one_sequence=shared, ahead=ahead
+                qkv, *place, *rope, *cache, heads, self.scale, **norms, one_sequence=shared
             )
         return self._prefill(qkv, batch, rope, cache, norms)
 
@@ -108,8 +103,7 @@ class Layer(nn.Module):
     ) -> Hidden:
         """One layer; `next_norm` is the norm that reads its output."""
         attention, mlp = self.self_attn, self.mlp
-        qkv = attention.qkv_proj.after_norm(hidden, self.input_layernorm)
-        attended = attention(qkv, batch, rope, cache, mlp.gate_up_proj.weight)
+        attended = attention(attention.qkv_proj.after_norm(hidden, self.input_layernorm), batch, rope, cache)
         hidden = attention.o_proj.added_to(hidden, attended, self.post_attention_layernorm)
         gated = mlp.gate_up_proj.gated_after_norm(hidden, self.post_attention_layernorm)
         return mlp.down_proj.added_to(hidden, gated, next_norm)
