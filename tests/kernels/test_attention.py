@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lite_llama.kernels import PAGE_SIZE, decode_attention, flash_decoding
+from lite_llama.kernels import PAGE_SIZE, cpu_attention, decode_attention, flash_decoding
 
 # Whole prompts around the page boundaries, with an empty sequence between them.
 PROMPTS = [(n, n) for n in (1, 15, 16, 0, 17, 33)]
@@ -257,7 +257,7 @@ def test_a_cpu_reads_neighbouring_and_scattered_pages(generator, pages):
     angles = torch.randn(2, 64, 8, generator=generator)
     qkv = torch.randn(1, 1, 8 * 16, generator=generator)
     results = []
-    for attend in (decode_attention.cpu, decode_attention.reference):
+    for attend in (cpu_attention.decode, decode_attention.reference):
         k_cache, v_cache = caches.clone()
         positions, slots = torch.tensor([2 * PAGE_SIZE + 5]), torch.tensor([1], dtype=torch.int32)
         table = torch.tensor([[7, 7, 7, 7], [*pages, 0]], dtype=torch.int32)
