@@ -119,11 +119,12 @@ class Decoder(Module):
         self.config = config
         self.ops = ops
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, ops) for _ in range(config.num_layers))
+        layers = [Layer(config, ops) for _ in range(config.num_layers)]
+        self.layers = nn.ModuleList(layers)
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, False, ops)
-        norms = [layer.input_layernorm for layer in self.layers]
-        self._layers_and_next_norms = list(zip(self.layers, [*norms[1:], self.norm], strict=True))
+        norms = [*(layer.input_layernorm for layer in layers), self.norm]
+        self._layers_and_next_norms = list(zip(layers, norms[1:], strict=True))
 
     def prefill(self, batch: PrefillBatch, caches: Sequence[LayerCache]) -> Tensor | None:
         """Logits [R, vocab_size] fp32 of the wanted rows; the KV cache is extended by the batch's tokens."""
