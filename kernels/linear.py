@@ -53,15 +53,16 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     A CPU without bf16 arithmetic takes longer for a bf16 product of many rows than for widening the weight
     and an fp32 product together.
     """
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return F.linear(x, weight, bias)
     if x.dtype == torch.float32:
         return _product_fp32(x, weight, bias)
-    if x.shape[0] == 1 and onednn_takes_bf16():
+    tokens = x.shape[0]
+    if tokens == 1 and onednn_takes_bf16():
         return _without_onednn(x, weight, bias)
-    if x.shape[0] <= FEW_ROWS or cpu_has_bf16():
+    if tokens <= FEW_ROWS or cpu_has_bf16():
         return F.linear(x, weight, bias)
-    wide, out = x.float(), x.new_empty(x.shape[0], weight.shape[0])
+    wide, out = x.float(), x.new_empty(tokens, weight.shape[0])
     rows = max(1, BLOCK // weight.shape[1])
     for start in range(0, len(weight), rows):
         part = slice(start, start + rows)
