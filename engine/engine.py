@@ -84,7 +84,7 @@ class Engine:
         )
         self._pending: deque[tuple[Batch, Step]] = deque()
         # The Triton kernels give each row of a verification the bits that it would have alone. PyTorch need
-        # not, and on a CPU four rows cost about 2.6 steps (SmolLM2-135M, bf16): that would seldom pay.
+        # not, and on a CPU four rows cost 2 or 3 steps (SmolLM2-135M, bf16): that would seldom pay.
         self._speculate = options.speculate and model.ops.name == "triton"
         self.info = ModelInfo(
             name=name,

@@ -8,8 +8,9 @@ dimension, and pages of PAGE_SIZE tokens.
 
 from __future__ import annotations
 
+from .decode_attention import Memo
 from .gemm import sum_parts
 from .linear import Hidden
 from .operators import PAGE_SIZE, Operators, select
 
-__all__ = ["PAGE_SIZE", "Hidden", "Operators", "select", "sum_parts"]
+__all__ = ["PAGE_SIZE", "Hidden", "Memo", "Operators", "select", "sum_parts"]

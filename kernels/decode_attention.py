@@ -9,12 +9,12 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from . import flash_decoding, gemv, kv_write, paging, rmsnorm, rope, tiles
+from . import flash_decoding, gemv, kv_write, paging, rope, tiles
 from ._triton import Target, target, tl, triton
 from .flash_attention2 import padded
 from .gemm import MAX_ROWS, sum_parts
@@ -25,8 +25,8 @@ MAX_SPLITS = 64
 """Splits of one sequence at most."""
 _FEW_SPLITS = triton.language.constexpr(16)
 _LONG_SPLIT = triton.language.constexpr(256)
-CPU_ROWS = 8
-"""Tokens that a CPU takes one by one; of more, the calls would cost more than the padding of a batch."""
+Memo = dict[object, Any]
+"""Where an operator keeps what it works out in the first layer of a step for the others."""
 
 
 def in_steps(
@@ -44,6 +44,7 @@ def in_steps(
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
     one_sequence: bool = False,
+    memo: Memo | None = None,
     *,
     rope: Callable[..., tuple[Tensor, Tensor]],
     write: Callable[..., None],
@@ -69,58 +70,6 @@ def in_steps(
 
 reference = partial(in_steps, rope=rope.reference, write=kv_write.reference, attend=flash_decoding.reference)
 """In plain PyTorch: the specification."""
-
-
-def cpu(
-    qkv: Tensor,
-    positions: Tensor,
-    slots: Tensor,
-    page_table: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    q_heads: int,
-    scale: float,
-    q_norm: Tensor | None = None,
-    k_norm: Tensor | None = None,
-    eps: float = 1e-6,
-    one_sequence: bool = False,
-) -> Tensor:
-    """As `reference`; for few sequences by fewer and smaller operators, whose calls are most of the time.
-
-    A CPU may look at positions and pages at no cost. Each sequence has a call of attention to itself.
-    """
-    batch = positions.shape[0]
-    if batch > CPU_ROWS or positions.device.type != "cpu":
-        return reference(
-            qkv, positions, slots, page_table, cos, sin, k_cache, v_cache, q_heads, scale, q_norm, k_norm, eps
-        )
-    kv_heads, head_dim = k_cache.shape[2:]
-    heads = sum_parts(qkv, k_cache.dtype).view(batch, -1, head_dim)
-    turning, v = heads.split((q_heads + kv_heads, kv_heads), dim=1)
-    if q_norm is not None and k_norm is not None:
-        q, k = turning.split((q_heads, kv_heads), dim=1)
-        turning = torch.cat((rmsnorm.reference(q, q_norm, eps), rmsnorm.reference(k, k_norm, eps)), 1)
-    turned = rope.rotate(turning, cos.index_select(0, positions), sin.index_select(0, positions))
-    q, k = turned.split((q_heads, kv_heads), dim=1)
-    # A group's query heads are the rows of one matrix: no key is read twice.
-    q = q.unflatten(1, (kv_heads, q_heads // kv_heads))
-    out = []
-    for row, (position, slot) in enumerate(zip(positions.tolist(), slots.tolist(), strict=True)):
-        table = page_table[slot, : position // paging.PAGE_SIZE + 1]
-        pages = table.tolist()
-        first, end = pages[0], pages[0] + len(pages)
-        neighbours = pages == list(range(first, end))
-        place = pages[-1] * paging.PAGE_SIZE + position % paging.PAGE_SIZE
-        context = []
-        for cache, new in ((k_cache, k), (v_cache, v)):
-            cache.view(-1, kv_heads, head_dim)[place].copy_(new[row])
-            tokens = cache[first:end] if neighbours else cache.index_select(0, table)
-            tokens = tokens.view(1, -1, kv_heads, head_dim)
-            context.append(tokens.narrow(1, 0, position + 1).transpose(1, 2))
-        out.append(F.scaled_dot_product_attention(q[row : row + 1], *context, scale=scale))
-    return torch.cat(out).view(batch, -1)
 
 
 @triton.jit
@@ -477,6 +426,7 @@ def triton_decode_attention(
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
     one_sequence: bool = False,
+    memo: Memo | None = None,
     *,
     few_rows: int = gemv.MAX_ROWS,
 ) -> Tensor:

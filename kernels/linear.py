@@ -29,18 +29,22 @@ class Hidden(NamedTuple):
         return Hidden(self.stream[index], None if self.normed is None else self.normed[index])
 
 
-FEW_ROWS = 2
-"""Up to so many tokens a CPU without fast bf16 multiplies as it is: a product of vectors, bound by memory."""
+FEW_ROWS = 4
+"""Up to so many tokens a CPU without fast bf16 multiplies as it is: products of vectors, bound by memory."""
 BLOCK = 1 << 20
 """Elements of a weight that are widened at a time: few enough to stay in the CPU's cache."""
 
 
 @cache
+def onednn_takes_bf16() -> bool:
+    """Whether PyTorch leaves products in bf16 to oneDNN on this CPU."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@cache
 def cpu_has_bf16() -> bool:
     """Whether oneDNN multiplies bf16 matrices on this CPU without emulating it in fp32."""
-    return (
-        torch.ops.mkldnn._is_mkldnn_bf16_supported() and "AVX512" in torch.backends.cpu.get_cpu_capability()
-    )
+    return onednn_takes_bf16() and "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -49,14 +53,39 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     A CPU without bf16 arithmetic takes longer for a bf16 product of many rows than for widening the weight
     and an fp32 product together.
     """
-    if x.device.type != "cpu" or x.dtype.itemsize > 2 or x.shape[0] <= FEW_ROWS or cpu_has_bf16():
+    if not x.is_cpu:
         return F.linear(x, weight, bias)
-    wide, out = x.float(), x.new_empty(x.shape[0], weight.shape[0])
+    if x.dtype == torch.float32:
+        return _product_fp32(x, weight, bias)
+    tokens = x.shape[0]
+    if tokens == 1 and onednn_takes_bf16():
+        return _without_onednn(x, weight, bias)
+    if tokens <= FEW_ROWS or cpu_has_bf16():
+        return F.linear(x, weight, bias)
+    wide, out = x.float(), x.new_empty(tokens, weight.shape[0])
     rows = max(1, BLOCK // weight.shape[1])
     for start in range(0, len(weight), rows):
         part = slice(start, start + rows)
-        out[:, part] = F.linear(wide, weight[part].float(), None if bias is None else bias[part].float())
+        wide_bias = None if bias is None else bias[part].float()
+        out[:, part] = _product_fp32(wide, weight[part].float(), wide_bias)
     return out
+
+
+def _product_fp32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """By oneDNN where PyTorch has it: on an AMD CPU up to twice as fast as MKL, which F.linear calls."""
+    if torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+def _without_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """By PyTorch's own kernel, which multiplies a single row x [1, K] in half the time."""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        return F.linear(x, weight, bias)
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 @dataclass(frozen=True)
@@ -79,7 +108,7 @@ class StepwiseLinear:
         self, x: Tensor, weight: Tensor, bias: Tensor | None, hidden: Hidden, norm: Tensor, eps: float
     ) -> Hidden:
         """The stream plus x W^T + bias; x [T, K], weight [H, K]; `norm` [H] is what reads it next."""
-        return Hidden(hidden.stream + product(x, weight, bias))
+        return Hidden(product(x, weight, bias).add_(hidden.stream))
 
     def norm_gate_up(
         self, hidden: Hidden, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import (
+    cpu_attention,
     decode_attention,
     flash_attention1,
     flash_attention2,
@@ -25,6 +26,7 @@ from . import (
 )
 from . import flash_decoding as decoding
 from ._triton import HAS_TRITON
+from .decode_attention import Memo
 from .linear import REFERENCE, UNFUSED, FusedLinear, Hidden
 from .paging import PAGE_SIZE
 from .sampling import SamplingState
@@ -131,12 +133,14 @@ class DecodeAttention(Protocol):
         k_norm: Tensor | None = None,
         eps: float = 1e-6,
         one_sequence: bool = False,
+        memo: Memo | None = None,
     ) -> Tensor:
         """One new token of each sequence: norm and rope of q and k, KV cache write, attention.
 
         qkv [S, B, (Hq + 2 Hk) * D] is summed over S; positions [B] int64; slots [B] int32 are the
         sequences' rows of page_table [slots, max_pages] int32; the rest as in Rope and PrefillAttention.
         With `one_sequence` the rows are consecutive tokens of one sequence and see those before them.
+        `memo`, empty at first, is the same in all layers of a step, whose places and angles do not change.
         Returns [B, Hq * D].
         """
         ...
@@ -219,7 +223,7 @@ def reference_operators() -> Operators:
         softmax=softmax.reference,
         kv_write=kv_write.reference,
         prefill_attention=flash_attention2.reference,
-        decode_attention=decode_attention.cpu,
+        decode_attention=cpu_attention.decode,
         begin_step=step.reference,
         sample=sampling.reference,
     )

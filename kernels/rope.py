@@ -1,5 +1,8 @@
 """Rotary position embedding (Su et al. 2021, arXiv:2104.09864), after a per-head RMSNorm (Qwen3) if given."""
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
 from . import rmsnorm
@@ -24,21 +27,30 @@ def reference(
         q = rmsnorm.reference(q, q_norm, eps)
     if k_norm is not None:
         k = rmsnorm.reference(k, k_norm, eps)
-    cos, sin = cos.index_select(0, positions), sin.index_select(0, positions)
-    return rotate(q, cos, sin), rotate(k, cos, sin)
+    turned_by = angles(positions, cos, sin)
+    return turn(q, turned_by), turn(k, turned_by)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [T, N, D] turned by the angles of its tokens: cos and sin [T, D/2] fp32."""
-    tokens, heads, size = x.shape
-    halves = x.float().reshape(tokens, heads, 2, size // 2)
-    turned = halves * cos.view(tokens, 1, 1, size // 2)
-    sin = sin.view(tokens, 1, size // 2)
-    first, second = halves.unbind(2)
-    turned_first, turned_second = turned.unbind(2)
-    turned_first.addcmul_(second, sin, value=-1)
-    turned_second.addcmul_(first, sin)
-    return turned.view(x.shape).to(x.dtype)
+class Angles(NamedTuple):
+    """By what the heads of T tokens are turned, for all D dimensions, in fp32."""
+
+    cos: Tensor
+    """[T, 1, D]: of a dimension's own value."""
+    sin: Tensor
+    """[T, 1, D]: of that half a head away, with its sign."""
+
+
+def angles(positions: Tensor, cos: Tensor, sin: Tensor) -> Angles:
+    """Of tokens at positions [T]; cos, sin [max_position, D/2]."""
+    cos, sin = cos.index_select(0, positions)[:, None], sin.index_select(0, positions)[:, None]
+    return Angles(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+
+
+def turn(x: Tensor, angles: Angles) -> Tensor:
+    """x [T, N, D] turned, in x's dtype."""
+    wide = x.float()
+    turned = wide * angles.cos
+    return turned.addcmul_(wide.roll(x.shape[-1] // 2, -1), angles.sin).to(x.dtype)
 
 
 @triton.jit

@@ -23,12 +23,12 @@ def reference(
     and stays as it is.
     """
     slots = slots.long()
-    now = positions[slots]
+    now = positions.index_select(0, slots)
     real = slots < len(positions) - 1
-    fresh = (new_pages > 0) & real
-    page_table[slots[fresh], now[fresh] // paging.PAGE_SIZE] = new_pages[fresh]
-    positions[slots[real]] += 1
-    return F.embedding(tokens[slots], embedding), now
+    entry = (slots, now // paging.PAGE_SIZE)
+    page_table[entry] = torch.where((new_pages > 0) & real, new_pages, page_table[entry])
+    positions.index_copy_(0, slots, now + real)
+    return F.embedding(tokens.index_select(0, slots), embedding), now
 
 
 @triton.jit

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
+
+from ..kernels import Memo
 
 
 @dataclass(frozen=True)
@@ -44,3 +46,5 @@ class DecodeBatch:
     """[S, max_pages] int32: the pages of each slot's sequence, in order; unused entries are 0."""
     one_sequence: bool = False
     """Rows are consecutive tokens of one sequence, each of which sees those before it."""
+    memo: Memo = field(default_factory=dict)
+    """For the operators: what the first layer works out for the others."""

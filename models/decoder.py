@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..kernels import Hidden, Operators, sum_parts
 from .batch import DecodeBatch, PrefillBatch
 from .config import ModelConfig
-from .linear import Linear, Norm
+from .linear import Linear, Module, Norm
 
 Batch = PrefillBatch | DecodeBatch
 
@@ -18,7 +18,7 @@ LayerCache = tuple[Tensor, Tensor]
 """Keys and values of one layer, each [pages, PAGE_SIZE, num_kv_heads, head_dim]."""
 
 
-class Attention(nn.Module):
+class Attention(Module):
     """Grouped-query attention over the paged KV cache."""
 
     def __init__(self, config: ModelConfig, ops: Operators) -> None:
@@ -32,7 +32,7 @@ class Attention(nn.Module):
         self.q_norm = Norm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = Norm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
-    def forward(self, qkv: Tensor, batch: Batch, rope: tuple[Tensor, Tensor], cache: LayerCache) -> Tensor:
+    def attend(self, qkv: Tensor, batch: Batch, rope: tuple[Tensor, Tensor], cache: LayerCache) -> Tensor:
         """qkv [S, T, (Hq + 2 Hk) * D], to be summed over S -> [T, Hq * D]; extends the cache."""
         norms = {
             "q_norm": self.q_norm.weight if self.q_norm else None,
@@ -42,10 +42,8 @@ class Attention(nn.Module):
         heads = self.config.num_heads
         if isinstance(batch, DecodeBatch):
             place = (batch.positions, batch.slots, batch.page_table)
-            shared = batch.one_sequence
-            return self.ops.decode_attention(
-                qkv, *place, *rope, *cache, heads, self.scale, **norms, one_sequence=shared
-            )
+            step = {"one_sequence": batch.one_sequence, "memo": batch.memo}
+            return self.ops.decode_attention(qkv, *place, *rope, *cache, heads, self.scale, **norms, **step)
         return self._prefill(qkv, batch, rope, cache, norms)
 
     def _prefill(
@@ -74,7 +72,7 @@ class Attention(nn.Module):
         return out.view(rows, config.q_size)
 
 
-class Mlp(nn.Module):
+class Mlp(Module):
     """SwiGLU feed-forward network (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig, ops: Operators) -> None:
@@ -83,7 +81,7 @@ class Mlp(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, config.mlp_bias, ops)
 
 
-class Layer(nn.Module):
+class Layer(Module):
     """Attention and feed-forward network, each behind a norm and added to the residual stream."""
 
     def __init__(self, config: ModelConfig, ops: Operators) -> None:
@@ -93,7 +91,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
         self.mlp = Mlp(config, ops)
 
-    def forward(
+    def extend(
         self,
         hidden: Hidden,
         batch: Batch,
@@ -101,15 +99,16 @@ class Layer(nn.Module):
         cache: LayerCache,
         next_norm: Norm,
     ) -> Hidden:
-        """One layer; `next_norm` is the norm that reads its output."""
+        """The stream after this layer; `next_norm` is the norm that reads it."""
         attention, mlp = self.self_attn, self.mlp
-        attended = attention(attention.qkv_proj.after_norm(hidden, self.input_layernorm), batch, rope, cache)
+        qkv = attention.qkv_proj.after_norm(hidden, self.input_layernorm)
+        attended = attention.attend(qkv, batch, rope, cache)
         hidden = attention.o_proj.added_to(hidden, attended, self.post_attention_layernorm)
         gated = mlp.gate_up_proj.gated_after_norm(hidden, self.post_attention_layernorm)
         return mlp.down_proj.added_to(hidden, gated, next_norm)
 
 
-class Decoder(nn.Module):
+class Decoder(Module):
     """Token ids to logits. Parameter names are those of models/weights.py without their `model.` prefix."""
 
     rope: tuple[Tensor, Tensor]
@@ -120,9 +119,12 @@ class Decoder(nn.Module):
         self.config = config
         self.ops = ops
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, ops) for _ in range(config.num_layers))
+        layers = [Layer(config, ops) for _ in range(config.num_layers)]
+        self.layers = nn.ModuleList(layers)
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, False, ops)
+        norms = [*(layer.input_layernorm for layer in layers), self.norm]
+        self._layers_and_next_norms = list(zip(layers, norms[1:], strict=True))
 
     def prefill(self, batch: PrefillBatch, caches: Sequence[LayerCache]) -> Tensor | None:
         """Logits [R, vocab_size] fp32 of the wanted rows; the KV cache is extended by the batch's tokens."""
@@ -137,7 +139,7 @@ class Decoder(nn.Module):
 
     def _layers(self, embedded: Tensor, batch: Batch, caches: Sequence[LayerCache]) -> Hidden:
         hidden = Hidden(embedded)
-        next_norms = [*(layer.input_layernorm for layer in self.layers), self.norm][1:]
-        for layer, cache, next_norm in zip(self.layers, caches, next_norms, strict=True):
-            hidden = layer(hidden, batch, self.rope, cache, next_norm)
+        rope = self.rope
+        for (layer, next_norm), cache in zip(self._layers_and_next_norms, caches, strict=True):
+            hidden = layer.extend(hidden, batch, rope, cache, next_norm)
         return hidden

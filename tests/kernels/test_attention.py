@@ -1,12 +1,13 @@
 """Paged attention: writing the cache, prefill with FlashAttention 1 and 2, decoding in steps and in one."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from lite_llama.kernels import PAGE_SIZE, decode_attention, flash_decoding
+from lite_llama.kernels import PAGE_SIZE, cpu_attention, decode_attention, flash_decoding
 from lite_llama.kernels.operators import Operators, triton_operators
 
 # Whole prompts around the page boundaries, with an empty sequence between them.
@@ -253,19 +254,21 @@ def test_decode_step(column, shape, positions, parts, qk_norm, angles):
 
 @pytest.mark.parametrize("pages", [[3, 4, 5], [5, 3, 4], [3, 4, 6]])
 def test_a_cpu_reads_neighbouring_and_scattered_pages(generator, pages):
-    """Page tables that name one run of pages are read in place, others are gathered."""
-    caches = torch.randn(2, 8, PAGE_SIZE, 2, 16, generator=generator)
+    """Whether a page table names one run of pages or others, in the first layer of a step and the next."""
     angles = torch.randn(2, 64, 8, generator=generator)
-    qkv = torch.randn(1, 1, 8 * 16, generator=generator)
-    results = []
-    for attend in (decode_attention.cpu, decode_attention.reference):
-        k_cache, v_cache = caches.clone()
-        positions, slots = torch.tensor([2 * PAGE_SIZE + 5]), torch.tensor([1], dtype=torch.int32)
-        table = torch.tensor([[7, 7, 7, 7], [*pages, 0]], dtype=torch.int32)
-        out = attend(qkv, positions, slots, table, angles[0], angles[1], k_cache, v_cache, 4, 0.25)
-        results.append((out, k_cache, v_cache))
-    for ours, expected in zip(*results, strict=True):
-        torch.testing.assert_close(ours, expected)
+    positions, slots = torch.tensor([2 * PAGE_SIZE + 5]), torch.tensor([1], dtype=torch.int32)
+    table = torch.tensor([[7, 7, 7, 7], [*pages, 0]], dtype=torch.int32)
+    memo = {}
+    for _ in range(2):
+        caches = torch.randn(2, 8, PAGE_SIZE, 2, 16, generator=generator)
+        qkv = torch.randn(1, 1, 8 * 16, generator=generator)
+        results = []
+        for attend in (partial(cpu_attention.decode, memo=memo), decode_attention.reference):
+            k_cache, v_cache = caches.clone()
+            out = attend(qkv, positions, slots, table, angles[0], angles[1], k_cache, v_cache, 4, 0.25)
+            results.append((out, k_cache, v_cache))
+        for ours, expected in zip(*results, strict=True):
+            torch.testing.assert_close(ours, expected)
 
 
 def test_decode_step_of_a_sequence_does_not_depend_on_the_batch(column, angles):

@@ -137,23 +137,34 @@ def test_a_tokens_sums_do_not_depend_on_the_others(column):
 
 
 @pytest.mark.parametrize("hardware", [False, True])
-@pytest.mark.parametrize("rows", [2, 3, 40])
+@pytest.mark.parametrize("rows", [1, linear.FEW_ROWS, linear.FEW_ROWS + 1, 40])
 def test_a_cpu_without_bf16_multiplies_in_fp32_block_by_block(generator, monkeypatch, rows, hardware):
     x, weight, bias = (
         torch.randn(shape, generator=generator).bfloat16() for shape in ((rows, 96), (50, 96), (50,))
     )
     monkeypatch.setattr(linear, "cpu_has_bf16", lambda: hardware)
+    monkeypatch.setattr(linear, "onednn_takes_bf16", lambda: hardware)
     monkeypatch.setattr(linear, "BLOCK", 96 * 7)  # blocks of 7 rows, and 1 in the last
-    dtypes = []
-    original = F.linear
-    monkeypatch.setattr(F, "linear", lambda x, *rest: (dtypes.append(x.dtype), original(x, *rest))[1])
+    blocks = []
+    original = linear._product_fp32
+    monkeypatch.setattr(
+        linear, "_product_fp32", lambda x, *rest: (blocks.append(x.dtype), original(x, *rest))[1]
+    )
     out = linear.product(x, weight, bias)
     widened = not hardware and rows > linear.FEW_ROWS
-    assert dtypes == ([torch.float32] * 8 if widened else [torch.bfloat16])
-    exact = exact_linear(x, weight, bias)
+    assert blocks == [torch.float32] * 8 * widened
+    assert torch.backends.mkldnn.enabled
     assert out.dtype == torch.bfloat16
-    torch.testing.assert_close(out.double(), exact, rtol=2**-7, atol=2**-7)
-    assert torch.equal(linear.product(x.float(), weight.float(), None), original(x.float(), weight.float()))
+    torch.testing.assert_close(out.double(), exact_linear(x, weight, bias), rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_cpu_multiplies_in_fp32_with_and_without_onednn(generator, monkeypatch, rows, onednn):
+    x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((rows, 96), (50, 96), (50,)))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+    out, exact = linear.product(x, weight, bias), exact_linear(x, weight, bias)
+    torch.testing.assert_close(out, exact.float())
 
 
 def test_few_tokens_are_split_over_k_where_tiles_are_few(column):
