@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..models.checkpoint import MANIFEST
 from ..models.config import ModelConfig
 from ..models.errors import CheckpointError, UnsupportedModelError, UserError
-from ..models.weights import is_ignored
+from ..models.weights import is_ignored, source_name
 from .writer import BYTES
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ class Entry:
 def read_header(path: Path) -> dict[str, Entry]:
     """The tensors of a safetensors file, checked against the format and against the file's size.
 
+    They are named as `source_name` says, whatever layout the checkpoint was written in.
+
     Raises CheckpointError naming the file when it is no sound safetensors file.
     Format: https://github.com/huggingface/safetensors#format
     """
@@ -112,7 +114,7 @@ def read_header(path: Path) -> dict[str, Entry]:
     try:
         raw = json.loads(text)
         raw.pop("__metadata__", None)
-        entries = {name: _entry(path, fields, 8 + length) for name, fields in raw.items()}
+        entries = {source_name(name): _entry(path, fields, 8 + length) for name, fields in raw.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise damaged("its header is unreadable") from None
     end = 8 + length
@@ -221,7 +223,7 @@ class HuggingFaceSource:
         return entries
 
     def _read_index(self) -> dict[str, str]:
-        """Tensor name -> file name."""
+        """Tensor name (by `source_name`) -> file name."""
         path = self._directory / INDEX
         try:
             listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
@@ -230,7 +232,7 @@ class HuggingFaceSource:
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CheckpointError(f"{path} is damaged: get that file again.") from None
-        return listed
+        return {source_name(name): file for name, file in listed.items()}
 
 
 def some(names: Iterable[str]) -> str:

@@ -25,7 +25,7 @@ class Source(Protocol):
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Name and shape of every tensor in the source, under its Hugging Face name."""
+        """Name and shape of every tensor in the source, under the name that models/weights.py has for it."""
         ...
 
     def read(self, name: str) -> Tensor:

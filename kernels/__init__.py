@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from .decode_attention import Memo
 from .gemm import sum_parts
-from .linear import Hidden
+from .linear import Hidden, product
 from .operators import PAGE_SIZE, Operators, select
 
-__all__ = ["PAGE_SIZE", "Hidden", "Memo", "Operators", "select", "sum_parts"]
+__all__ = ["PAGE_SIZE", "Hidden", "Memo", "Operators", "product", "select", "sum_parts"]

@@ -14,6 +14,7 @@ from . import (
     decode_attention,
     flash_attention1,
     flash_attention2,
+    image_attention,
     kv_write,
     mul,
     rmsnorm,
@@ -116,6 +117,12 @@ class PrefillAttention(Protocol):
         ...
 
 
+class ImageAttention(Protocol):
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Attention of every patch of an image to all of it; q, k, v [N, H, T, D] -> [N, H, T, D]."""
+        ...
+
+
 class DecodeAttention(Protocol):
     def __call__(
         self,
@@ -205,6 +212,7 @@ class Operators:
     softmax: Softmax
     kv_write: KVWrite
     prefill_attention: PrefillAttention
+    image_attention: ImageAttention
     decode_attention: DecodeAttention
     begin_step: BeginStep
     sample: Sample
@@ -223,6 +231,7 @@ def reference_operators() -> Operators:
         softmax=softmax.reference,
         kv_write=kv_write.reference,
         prefill_attention=flash_attention2.reference,
+        image_attention=image_attention.reference,
         decode_attention=cpu_attention.decode,
         begin_step=step.reference,
         sample=sampling.reference,
@@ -256,6 +265,7 @@ def triton_operators(
         softmax=softmax.triton_softmax,
         kv_write=kv_write.triton_kv_write,
         prefill_attention=PREFILL_ATTENTION[attention],
+        image_attention=image_attention.reference,
         decode_attention=decode,
         begin_step=step.triton_begin_step,
         sample=sampling.triton_sample,

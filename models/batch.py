@@ -32,6 +32,8 @@ class PrefillBatch:
     """The most new tokens of one sequence."""
     logit_rows: Tensor | None
     """Rows [R] int64 whose logits are wanted; None: no logits are."""
+    images: tuple[Tensor, Tensor] | None = None
+    """Rows [I] int64 that belong to images, and their embeddings [I, H] in the place of the tokens'."""
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,42 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError, UnsupportedModelError
 
+LLAVA = "LlavaForConditionalGeneration"
 ARCHITECTURES = {
     "LlamaForCausalLM": "Llama",
     "Qwen2ForCausalLM": "Qwen2.5",
     "Qwen3ForCausalLM": "Qwen3",
+    LLAVA: "LLaVA-1.5",
 }
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+ACTIVATIONS = ("quick_gelu", "gelu")
+"""Those of the image encoder."""
+
+# A LLaVA config leaves out whatever is as transformers has it by default: of its text model, which is known
+# by its `model_type`, and of the CLIP tower.
+_WIDE = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
+_QWEN = _WIDE | {"vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768}
+_TEXT_MODELS: dict[str, dict[str, Any]] = {
+    "llama": _WIDE | {"architectures": ["LlamaForCausalLM"], "vocab_size": 32000, "intermediate_size": 11008},
+    "qwen2": _QWEN | {"architectures": ["Qwen2ForCausalLM"], "num_key_value_heads": 32},
+    "qwen3": _QWEN | {"architectures": ["Qwen3ForCausalLM"], "num_key_value_heads": 32, "head_dim": 128},
+}
+_CLIP: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +49,82 @@ class RopeConfig:
     theta: float
     kind: str = "default"
     parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Shape of LLaVA's image encoder: a CLIP vision tower and the projector into the decoder's embeddings."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    image_size: int
+    """Width and height of the images that it takes, in pixels."""
+    patch_size: int
+    activation: str
+    layer_norm_eps: float
+    feature_layers: tuple[int, ...]
+    """Hidden states whose features are joined: 0 is the tower's input, n the output of its layer n."""
+    with_class_token: bool
+    """Whether the feature of the class token is kept as the first of an image."""
+    projector_activation: str
+    projector_bias: bool
+    image_token: int
+    """The token id in whose places an image's features are put."""
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the tower that are computed: those beyond the last feature are not."""
+        return max(self.feature_layers)
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt that one image takes."""
+        return self.num_patches + self.with_class_token
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> VisionConfig:
+        """Build from the parsed `config.json` of a LLaVA model.
+
+        Raises UnsupportedModelError for another tower than CLIP's and for unknown activations, and
+        KeyError, TypeError or ValueError when a field makes no sense.
+        """
+        tower = _CLIP | dict(raw["vision_config"])
+        if (kind := tower.get("model_type", "clip_vision_model")) != "clip_vision_model":
+            raise UnsupportedModelError(f"Image encoder {kind!r} is not supported, only CLIP's.")
+        activations = tower["hidden_act"], raw.get("projector_hidden_act", "gelu")
+        if unknown := set(activations) - set(ACTIVATIONS):
+            raise UnsupportedModelError(
+                f"Activation {min(unknown)!r} of the image encoder is not supported; "
+                f"supported are {', '.join(ACTIVATIONS)}."
+            )
+        strategy = raw.get("vision_feature_select_strategy", "default")
+        if strategy not in ("default", "full"):
+            raise UnsupportedModelError(f"The selection of image features {strategy!r} is not supported.")
+        states = int(tower["num_hidden_layers"]) + 1
+        layers = raw.get("vision_feature_layer", -2)
+        layers = [layers] if isinstance(layers, int) else layers
+        if not layers or not all(-states <= layer < states for layer in layers):
+            raise ValueError(f"vision_feature_layer {layers}")
+        token = raw.get("image_token_index", raw.get("image_token_id"))
+        return cls(
+            hidden_size=int(tower["hidden_size"]),
+            intermediate_size=int(tower["intermediate_size"]),
+            num_heads=int(tower["num_attention_heads"]),
+            image_size=int(tower["image_size"]),
+            patch_size=int(tower["patch_size"]),
+            activation=activations[0],
+            layer_norm_eps=float(tower["layer_norm_eps"]),
+            feature_layers=tuple(layer % states for layer in layers),
+            with_class_token=strategy == "full",
+            projector_activation=activations[1],
+            projector_bias=bool(raw.get("multimodal_projector_bias", True)),
+            image_token=32000 if token is None else int(token),
+        )
 
 
 @dataclass(frozen=True)
@@ -49,10 +149,12 @@ class ModelConfig:
     qk_norm: bool = False
     dtype: str = "bfloat16"
     """The dtype that the checkpoint declares: float32, float16 or bfloat16."""
+    vision: VisionConfig | None = None
+    """The image encoder, if the model sees images."""
 
     @property
     def family(self) -> str:
-        """The name people use: Llama, Qwen2.5 or Qwen3."""
+        """The name people use: Llama, Qwen2.5, Qwen3 or LLaVA-1.5."""
         return ARCHITECTURES[self.architecture]
 
     @property
@@ -97,6 +199,8 @@ class ModelConfig:
             raise UnsupportedModelError(
                 f"The checkpoint is quantised ({method}): convert its float checkpoint or a GGUF file."
             )
+        if architecture == LLAVA:
+            return _llava(raw)
         if raw.get("hidden_act", "silu") != "silu":
             raise UnsupportedModelError(f"Activation {raw['hidden_act']!r} is not supported, only silu.")
         if raw.get("use_sliding_window"):
@@ -129,6 +233,29 @@ class ModelConfig:
             raise CheckpointError(
                 f"config.json is incomplete or wrong ({error}): download it again."
             ) from None
+
+
+def _llava(raw: Mapping[str, Any]) -> ModelConfig:
+    """The decoder of `text_config`, with the image encoder that the rest of LLaVA's config describes."""
+    given = dict(raw.get("text_config") or {})
+    kind = given.get("model_type", "llama")
+    if kind not in _TEXT_MODELS:
+        raise UnsupportedModelError(
+            f"LLaVA on a language model of type {kind!r} is not supported; "
+            f"supported are {', '.join(_TEXT_MODELS)}."
+        )
+    # Its own `architectures`, where there are any, say the same as the type.
+    text = _TEXT_MODELS[kind] | {name: value for name, value in given.items() if name != "architectures"}
+    text["tie_word_embeddings"] = bool(raw.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+    decoder = ModelConfig.from_dict(text)
+    try:
+        vision = VisionConfig.from_dict(raw)
+        if not 0 <= vision.image_token < decoder.vocab_size:
+            raise ValueError(f"image token {vision.image_token}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"config.json is incomplete or wrong ({error}): download it again.") from None
+    dtype = str(raw.get("dtype") or raw.get("torch_dtype") or decoder.dtype).removeprefix("torch.")
+    return replace(decoder, architecture=LLAVA, dtype=dtype, vision=vision)
 
 
 def _rope(raw: Mapping[str, Any]) -> RopeConfig:

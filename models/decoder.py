@@ -1,4 +1,7 @@
-"""The decoder-only transformer of Llama, Qwen2.5 and Qwen3, told apart by the flags of ModelConfig."""
+"""The decoder-only transformer of Llama, Qwen2.5 and Qwen3, told apart by the flags of ModelConfig.
+
+LLaVA is one of them that has an image encoder before it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from ..kernels import Hidden, Operators, sum_parts
 from .batch import DecodeBatch, PrefillBatch
 from .config import ModelConfig
 from .linear import Linear, Module, Norm
+from .vision import Projector, VisionTower
 
 Batch = PrefillBatch | DecodeBatch
 
@@ -125,10 +129,20 @@ class Decoder(Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size, False, ops)
         norms = [*(layer.input_layernorm for layer in layers), self.norm]
         self._layers_and_next_norms = list(zip(layers, norms[1:], strict=True))
+        if config.vision:
+            self.vision_tower = VisionTower(config.vision, ops)
+            self.multi_modal_projector = Projector(config.vision, config.hidden_size)
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Embeddings [N, tokens, H] of images [N, 3, size, size], for a model that sees them."""
+        return self.multi_modal_projector(self.vision_tower(pixels))
 
     def prefill(self, batch: PrefillBatch, caches: Sequence[LayerCache]) -> Tensor | None:
         """Logits [R, vocab_size] fp32 of the wanted rows; the KV cache is extended by the batch's tokens."""
-        hidden = self._layers(self.embed_tokens(batch.token_ids), batch, caches)
+        embedded = self.embed_tokens(batch.token_ids)
+        if batch.images:
+            embedded = embedded.index_copy(0, *batch.images)
+        hidden = self._layers(embedded, batch, caches)
         if batch.logit_rows is None:
             return None
         return self.lm_head.logits_after_norm(hidden.rows(batch.logit_rows), self.norm)

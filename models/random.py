@@ -24,7 +24,7 @@ def random_decoder(
     generator = torch.Generator(device).manual_seed(0)
     state: dict[str, Tensor] = {}
     for target in targets(config):
-        mean = 1.0 if target.name.endswith("norm.weight") else 0.0
+        mean = 1.0 if "norm" in target.name and target.name.endswith("weight") else 0.0
         tensor = torch.empty(target.shape, dtype=dtype, device=device)
         state[target.name.removeprefix("model.")] = tensor.normal_(mean, 0.02, generator=generator)
     if config.tie_word_embeddings:

@@ -1,16 +1,40 @@
 """Names and shapes of the tensors of a converted model, and the source tensors that each is fused from.
 
-The converted names are Hugging Face's, but for the two fusions: q, k, v -> qkv and gate, up -> gate_up.
+The converted names are Hugging Face's, but for the two fusions: q, k, v -> qkv and gate, up -> gate_up. Of
+the names that LLaVA's tensors go by, they are those of `source_name`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .config import ModelConfig
+from .config import ModelConfig, VisionConfig
 
 # A source checkpoint may carry these; nothing is read from them.
-IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
+IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".embeddings.position_ids")
+_TOWER_LAYERS = "vision_tower.encoder.layers."
+
+# LLaVA checkpoints were written in several layouts; see `source_name`.
+_PREFIXES = {
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "model.language_model.": "model.",
+    "model.vision_tower.": "vision_tower.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+}
+
+
+def source_name(name: str) -> str:
+    """The one name for a tensor that goes by several in LLaVA checkpoints; text models' stay as they are.
+
+    The language model's is that of a text model, the others begin with `vision_tower.` (without the
+    `vision_model.` that followed in older ones) or `multi_modal_projector.`.
+    """
+    for old, new in _PREFIXES.items():
+        if name.startswith(old):
+            name = new + name.removeprefix(old)
+            break
+    return name.replace("vision_tower.vision_model.", "vision_tower.", 1)
 
 
 @dataclass(frozen=True)
@@ -69,11 +93,56 @@ def targets(config: ModelConfig) -> list[Target]:
     found.append(_keep("model.norm.weight", hidden))
     if not config.tie_word_embeddings:
         found.append(_keep("lm_head.weight", config.vocab_size, hidden))
+    if config.vision:
+        found += _vision_targets(config.vision, hidden)
+    return found
+
+
+def _vision_targets(vision: VisionConfig, text_size: int) -> list[Target]:
+    """The tensors of the image encoder, its tower as far as it is computed."""
+    size, ffn, patch = vision.hidden_size, vision.intermediate_size, vision.patch_size
+    tower, projector = "vision_tower", "multi_modal_projector"
+
+    def norm(name: str) -> list[Target]:
+        return [_keep(f"{name}.weight", size), _keep(f"{name}.bias", size)]
+
+    def linear(name: str, outputs: int, inputs: int, bias: bool = True) -> list[Target]:
+        prefix, _, last = name.rpartition(".")
+        return _linear(prefix, last, {last: outputs}, inputs, bias)
+
+    # The convolution's steps are as long as its kernel is wide: a matrix product over the pixels of a patch.
+    kernel = TensorSpec(f"{tower}.embeddings.patch_embedding.weight", (size, 3, patch, patch))
+    found = [
+        _keep(f"{tower}.embeddings.class_embedding", size),
+        Target(kernel.name, (size, 3 * patch * patch), (kernel,)),
+        _keep(f"{tower}.embeddings.position_embedding.weight", vision.num_patches + 1, size),
+        *norm(f"{tower}.pre_layrnorm"),  # as CLIP spells it
+    ]
+    for index in range(vision.num_layers):
+        layer = f"{_TOWER_LAYERS}{index}"
+        qkv = dict.fromkeys(("q_proj", "k_proj", "v_proj"), size)
+        found += norm(f"{layer}.layer_norm1")
+        found += _linear(f"{layer}.self_attn", "qkv_proj", qkv, size, True)
+        found += linear(f"{layer}.self_attn.out_proj", size, size)
+        found += norm(f"{layer}.layer_norm2")
+        found += linear(f"{layer}.mlp.fc1", ffn, size)
+        found += linear(f"{layer}.mlp.fc2", size, ffn)
+    features = size * len(vision.feature_layers)
+    found += linear(f"{projector}.linear_1", text_size, features, vision.projector_bias)
+    found += linear(f"{projector}.linear_2", text_size, text_size, vision.projector_bias)
     return found
 
 
 def is_ignored(name: str, config: ModelConfig) -> bool:
-    """Whether a source tensor of this name is rightly left unread (rope buffers, a tied head's copy)."""
+    """Whether a source tensor of this name is rightly left unread.
+
+    These are rope buffers, a tied head's copy, and what comes after the image features in their tower.
+    """
+    if config.vision and name.startswith(_TOWER_LAYERS):
+        index = name.removeprefix(_TOWER_LAYERS).partition(".")[0]
+        return index.isdigit() and int(index) >= config.vision.num_layers
+    if config.vision and name.startswith("vision_tower.post_layernorm."):
+        return True
     return name.endswith(IGNORED_SUFFIXES) or (config.tie_word_embeddings and name == "lm_head.weight")
 
 

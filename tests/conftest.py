@@ -69,6 +69,46 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+# As LLaVA-1.5's processor has it; `message.content` is a list of parts.
+LLAVA_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] + ' ' }}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+IMAGE_SIZE, PATCH_SIZE = 70, 14
+"""25 patches: no multiple of a page of the KV cache."""
+_VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": IMAGE_SIZE,
+    "patch_size": PATCH_SIZE,
+}
+
+
+class MakeLlava(Protocol):
+    """Writes a random LLaVA checkpoint with its processor into `directory` and returns it.
+
+    `text` is the architecture of the language model, as for MakeCheckpoint; `vision` are fields of the vision
+    config, `processor` those of the image processor (CLIP's), and `config_overrides` those of LLaVA's config.
+    """
+
+    def __call__(
+        self,
+        directory: Path,
+        text: str = "LlamaForCausalLM",
+        *,
+        seed: int = 0,
+        vision: dict[str, Any] | None = None,
+        processor: dict[str, Any] | None = None,
+        max_shard_size: int | str = "5GB",
+        **config_overrides: Any,
+    ) -> Path: ...
+
+
 class MakeCheckpoint(Protocol):
     """Writes a random Hugging Face checkpoint into `directory` and returns it.
 
@@ -90,7 +130,7 @@ class MakeCheckpoint(Protocol):
     ) -> Path: ...
 
 
-def write_tokenizer(directory: Path) -> None:
+def make_tokenizer() -> Any:
     """A byte-level BPE tokenizer with a ChatML template, as Qwen's is built; every text round-trips."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -105,14 +145,19 @@ def write_tokenizer(directory: Path) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS * 4, trainer)
-    fast = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
     )
-    fast.save_pretrained(directory)
+
+
+def write_generation_config(directory: Path) -> None:
+    generation = {"bos_token_id": 0, "eos_token_id": [2, 0], "pad_token_id": 0, "do_sample": True}
+    generation |= {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
+    (directory / "generation_config.json").write_text(json.dumps(generation, indent=2), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -143,10 +188,68 @@ def make_checkpoint() -> MakeCheckpoint:
                     elif "norm" in name:
                         parameter.uniform_(0.5, 1.5)
         model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=max_shard_size)
-        write_tokenizer(directory)
-        generation = {"bos_token_id": 0, "eos_token_id": [2, 0], "pad_token_id": 0, "do_sample": True}
-        generation |= {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
-        (directory / "generation_config.json").write_text(json.dumps(generation, indent=2), encoding="utf-8")
+        make_tokenizer().save_pretrained(directory)
+        write_generation_config(directory)
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_llava() -> MakeLlava:
+    """A function that writes a tiny random LLaVA checkpoint; see MakeLlava."""
+    import torch
+    import transformers
+    from tokenizers import processors
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    def make(
+        directory: Path,
+        text: str = "LlamaForCausalLM",
+        *,
+        seed: int = 0,
+        vision: dict[str, Any] | None = None,
+        processor: dict[str, Any] | None = None,
+        max_shard_size: int | str = "5GB",
+        **config_overrides: Any,
+    ) -> Path:
+        tokenizer = make_tokenizer()
+        tokenizer.add_special_tokens({"bos_token": "<|endoftext|>", "additional_special_tokens": ["<image>"]})
+        # As Llama's: it begins every text with a BOS token, which LLaVA's template leaves to it.
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+        )
+        vision_config = CLIPVisionConfig(**(_VISION | (vision or {})))
+        config = LlavaConfig(
+            vision_config=vision_config,
+            text_config=getattr(transformers, text).config_class(**(_DEFAULTS[text] | {"vocab_size": 400})),
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+            **config_overrides,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = LlavaForConditionalGeneration(config)
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if name.endswith("bias"):
+                        parameter.normal_(0, 0.5)
+                    elif "norm" in name or "layrnorm" in name:
+                        parameter.uniform_(0.5, 1.5)
+                    elif "vision_tower" in name or "projector" in name:
+                        parameter.normal_(0, 0.2)
+        model.save_pretrained(directory, max_shard_size=max_shard_size)
+        size = vision_config.image_size
+        rule = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+        LlavaProcessor(
+            image_processor=CLIPImageProcessorPil(**(rule | (processor or {}))),
+            tokenizer=tokenizer,
+            patch_size=vision_config.patch_size,
+            vision_feature_select_strategy=config.vision_feature_select_strategy,
+            num_additional_image_tokens=1,
+            chat_template=LLAVA_TEMPLATE,
+        ).save_pretrained(directory)
+        write_generation_config(directory)
         return directory
 
     return make
