@@ -29,6 +29,10 @@ from .events import (
     TextDelta,
     Usage,
 )
+from .image_features import ImageFeatures
+from .image_processor import ImageProcessor
+from .image_prompt import ImageTokenizer, place_images, salts
+from .images import Image
 from .kv_cache import PagePool, allocate_cache
 from .memory import CHUNK_TOKENS, STEP_TOKENS, MemoryPlan, plan_memory
 from .no_tokenizer import NoTokenizer
@@ -58,9 +62,19 @@ class Engine:
     """Not thread-safe: EngineThread is its only caller outside the tests."""
 
     def __init__(
-        self, model: Decoder, tokenizer: Tokenizer, plan: MemoryPlan, options: EngineOptions, *, name: str
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        plan: MemoryPlan,
+        options: EngineOptions,
+        *,
+        name: str,
+        image_processor: ImageProcessor | None = None,
     ) -> None:
-        """Run `model` with the KV cache of `plan`; its device and dtype are those of its weights."""
+        """Run `model` with the KV cache of `plan`; its device and dtype are those of its weights.
+
+        A model that sees images needs the `image_processor` of its checkpoint to do so.
+        """
         config, weight = model.config, model.embed_tokens.weight
         self.tokenizer = tokenizer
         cache = allocate_cache(config, plan.kv_pages, weight.dtype, weight.device)
@@ -71,7 +85,9 @@ class Engine:
             max_sequences=options.max_sequences,
             max_context=plan.max_context,
             cuda_graphs=options.captures,
+            features=ImageFeatures(model, image_processor) if image_processor else None,
         )
+        self._vision = config.vision if image_processor else None
         self.runner.warm_up()
         self.pool = PagePool(plan.kv_pages)
         self.scheduler = Scheduler(
@@ -99,6 +115,7 @@ class Engine:
             kv_bytes=plan.kv_bytes,
             operators=model.ops.name,
             defaults=tokenizer.defaults,
+            sees_images=self._vision is not None,
         )
 
     @classmethod
@@ -116,12 +133,17 @@ class Engine:
         device = resolve_device(options.device)
         dtype = resolve_dtype(options.dtype, device, checkpoint.manifest.dtype)
         plan = plan_memory(config, dtype, device, options)
-        tokenizer = Tokenizer(checkpoint.path)
+        if config.vision:
+            tokenizer = ImageTokenizer(checkpoint.path, config.vision)
+            processor = ImageProcessor.from_checkpoint(checkpoint.path, config.vision)
+        else:
+            tokenizer, processor = Tokenizer(checkpoint.path), None
         checkpoint.verify(progress=_Counter(checkpoint.size, "Checking the files", progress))
         counter = _Counter(checkpoint.weights.stat().st_size, "Loading the weights", progress)
         ops = options.operators(device)
         model = load_decoder(checkpoint, ops, device, dtype, plan.max_context, counter)
-        return cls(model, tokenizer, plan, options, name=checkpoint.manifest.name)
+        name = checkpoint.manifest.name
+        return cls(model, tokenizer, plan, options, name=name, image_processor=processor)
 
     @classmethod
     def random(cls, config: ModelConfig, options: EngineOptions = DEFAULT_OPTIONS, *, name: str) -> Engine:
@@ -147,12 +169,19 @@ class Engine:
     def submit(self, request_id: int, request: GenerationRequest, sink: Sink, submitted: float) -> None:
         """Tokenise and queue a request. Raises UserError when it does not fit the context."""
         prompt = self.tokenizer.encode_chat(request.messages, continue_last=request.continue_last)
-        self.submit_tokens(request_id, prompt, request, sink, submitted)
+        images = [image for message in request.messages for image in message.images]
+        self.submit_tokens(request_id, prompt, request, sink, submitted, images)
 
     def submit_tokens(
-        self, request_id: int, prompt: list[int], request: GenerationRequest, sink: Sink, submitted: float
+        self,
+        request_id: int,
+        prompt: list[int],
+        request: GenerationRequest,
+        sink: Sink,
+        submitted: float,
+        images: Sequences[Image] = (),
     ) -> None:
-        """Queue a request whose prompt is tokens already."""
+        """Queue a request whose prompt is tokens already, with the places of its images among them."""
         params, limit = request.params, self.info.max_context
         if not prompt:
             raise UserError("The prompt is empty: type a message first.")
@@ -161,6 +190,7 @@ class Engine:
                 f"The conversation has {len(prompt)} tokens and {self.info.name} can hold {limit}: "
                 f"start a new chat or shorten the message."
             )
+        placed = place_images(prompt, images, self._vision) if images and self._vision else ()
         wanted = limit if params.max_new_tokens is None else len(prompt) + params.max_new_tokens
         sequence = Sequence(
             request_id=request_id,
@@ -172,6 +202,8 @@ class Engine:
             detokenizer=Detokenizer(self.tokenizer.decode, params.stop),
             sink=sink,
             submitted=submitted,
+            images=placed,
+            salts=salts(placed),
         )
         self.scheduler.add(sequence)
         sink(Queued(request_id, len(prompt)))

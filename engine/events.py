@@ -30,6 +30,8 @@ class ModelInfo:
     """`triton` or `reference`."""
     defaults: dict[str, float | int]
     """Sampling defaults from the checkpoint's generation_config.json (temperature, top_p, top_k, ...)."""
+    sees_images: bool = False
+    """Whether messages may carry images."""
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,17 @@
 """The paged KV cache (Kwon et al. 2023, arXiv:2309.06180): its tensors, and what its pages hold.
 
 Pages whose 16 tokens are all known are also the prefix cache: a block of tokens is found again by a digest
-of itself and of all blocks before it, since its keys and values depend on nothing else.
+of itself and of all blocks before it, since its keys and values depend on nothing else (where there are
+images, their content is a part of their blocks).
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from torch import Tensor
 from ..kernels import PAGE_SIZE
 from ..models.config import ModelConfig
 from ..models.decoder import LayerCache
+
+NO_SALTS: Mapping[int, bytes] = MappingProxyType({})
 
 
 class PagePool:
@@ -125,16 +129,18 @@ def pages_for(tokens: int) -> int:
     return -(-tokens // PAGE_SIZE)
 
 
-def extend_digests(digests: list[bytes], tokens: Sequence[int], salt: bytes = b"") -> None:
+def extend_digests(
+    digests: list[bytes], tokens: Sequence[int], salts: Mapping[int, bytes] = NO_SALTS
+) -> None:
     """Extend `digests` in place to all full blocks of `tokens`.
 
-    Each is the BLAKE2b hash of the one before (of `salt`, for the first) and the block's tokens, so equal
-    digests mean equal tokens from the start on.
+    Each is the BLAKE2b hash of the one before, the block's tokens and its salt, if `salts` has one for the
+    block's number: equal digests mean equal tokens and salts from the start on.
     """
-    parent = digests[-1] if digests else blake2b(salt, digest_size=16).digest()
-    for start in range(len(digests) * PAGE_SIZE, len(tokens) - PAGE_SIZE + 1, PAGE_SIZE):
-        block = array("q", tokens[start : start + PAGE_SIZE]).tobytes()
-        parent = blake2b(parent + block, digest_size=16).digest()
+    parent = digests[-1] if digests else bytes(16)
+    for block in range(len(digests), len(tokens) // PAGE_SIZE):
+        content = array("q", tokens[block * PAGE_SIZE : (block + 1) * PAGE_SIZE]).tobytes()
+        parent = blake2b(parent + content + salts.get(block, b""), digest_size=16).digest()
         digests.append(parent)
 
 

@@ -12,6 +12,7 @@ from ..models.errors import UserError
 from ..models.units import format_bytes
 from ..models.weights import parameter_count
 from .device import available_memory, device_name
+from .image_features import feature_bytes
 from .kv_cache import pages_for
 from .options import DEFAULT_OPTIONS, EngineOptions
 
@@ -39,7 +40,7 @@ class MemoryPlan:
     weight_bytes: int
     kv_bytes: int
     workspace_bytes: int
-    """Largest activations of one step and its logits."""
+    """Largest activations of one step, its logits, and what images take beside them."""
     kv_pages: int
     """Pages of the KV cache, the dummy page 0 included."""
     max_context: int
@@ -69,7 +70,7 @@ def plan_memory(
     weights = parameter_count(config) * dtype.itemsize
     row = 4 * config.hidden_size + config.q_size + 2 * config.kv_size + 3 * config.intermediate_size
     logits = 4 * options.max_sequences * config.vocab_size * 4
-    workspace = STEP_TOKENS[device.type] * row * dtype.itemsize + logits
+    workspace = STEP_TOKENS[device.type] * row * dtype.itemsize + logits + feature_bytes(config, dtype)
     per_page = page_bytes(config, dtype)
     available = available_memory(device)
     room = (int(available * (1 - KEEP_FREE)) - weights - workspace) // per_page - 1

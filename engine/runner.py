@@ -15,6 +15,7 @@ from ..models.batch import DecodeBatch, PrefillBatch
 from ..models.decoder import Decoder, LayerCache
 from .device_state import DeviceState, host_tensor
 from .graphs import Function, Graphs, Inputs
+from .image_features import ImageFeatures
 from .scheduler import Batch, Chunk
 from .sequence import Sequence
 
@@ -61,13 +62,16 @@ class ModelRunner:
         max_sequences: int,
         max_context: int,
         cuda_graphs: bool,
+        features: ImageFeatures | None = None,
     ) -> None:
+        """features: the embeddings of images, for a model that sees them."""
         self.model = model
         self.cache = cache
         self.device = device
         self.state = DeviceState.allocate(max_sequences, max_context, model.config.vocab_size, device)
         self.steps_ahead = 1 if device.type == "cuda" else 0
         """Steps that may be launched before the tokens of an earlier one are fetched."""
+        self._features = features
         self._graphs = Graphs(device) if cuda_graphs and device.type == "cuda" else None
         self._entered: dict[int, tuple[Sequence, int]] = {}
 
@@ -136,12 +140,22 @@ class ModelRunner:
             self._entered[sequence.slot] = admission
             self.state.enter(sequence)
         head = [sequence.slot, chunk.start, chunk.count]
-        self._prefill(head, sequence.tokens[chunk.start : end], last=chunk.is_last)
+        images = self._features and self._features.between(sequence.images, chunk.start, end)
+        self._prefill(head, sequence.tokens[chunk.start : end], last=chunk.is_last, images=images)
 
-    def _prefill(self, head: list[int], ids: list[int], *, last: bool = True) -> None:
+    def _prefill(
+        self,
+        head: list[int],
+        ids: list[int],
+        *,
+        last: bool = True,
+        images: tuple[list[int], Tensor] | None = None,
+    ) -> None:
+        """images: rows of the chunk that belong to images, and their embeddings; no graph has those."""
         size = min((size for size in PREFILL_SIZES if size >= len(ids)), default=0) if last else 0
-        if not (self._graphs and size):
-            self._prefill_step(self.state.upload([*head, *ids], torch.int32), last=last)
+        if images or not (self._graphs and size):
+            rows = images and (self.state.upload(images[0], torch.int64), images[1])
+            self._prefill_step(self.state.upload([*head, *ids], torch.int32), last=last, images=rows)
             return
         function = partial(self._prefill_step, last=True)
         inputs = [*head, *ids, *[0] * (size - len(ids))]
@@ -172,10 +186,12 @@ class ModelRunner:
         logits = model.decode(embedded, DecodeBatch(positions, slots, state.page_table), self.cache)
         model.ops.sample(logits, slots, positions, state.sampling)
 
-    def _prefill_step(self, inputs: Tensor, *, last: bool) -> None:
+    def _prefill_step(
+        self, inputs: Tensor, *, last: bool, images: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         """inputs [3 + T] int32: slot, first position, number of tokens N <= T; the token ids, padded to T.
 
-        With `last`, a token is drawn after them.
+        With `last`, a token is drawn after them. `images` is as in PrefillBatch.
         """
         model, state = self.model, self.state
         inputs = inputs.long()
@@ -195,6 +211,7 @@ class ModelRunner:
             query_start=F.pad(count, (1, 0)).int(),
             max_query_len=len(ids),
             logit_rows=count - 1 if last else None,
+            images=images,
         )
         logits = model.prefill(batch, self.cache)
         if logits is not None:

@@ -172,7 +172,7 @@ class Scheduler:
             return False
         shared: list[int] = []
         if self.prefix_cache:
-            extend_digests(sequence.digests, sequence.tokens, sequence.salt)
+            extend_digests(sequence.digests, sequence.tokens, sequence.salts)
             # One token at least is computed, for its logits.
             shared = self.pool.find(sequence.digests[: (len(sequence.tokens) - 1) // PAGE_SIZE])
         room = len(sequence.tokens) + 1 if self.dynamic_kv else sequence.max_tokens
@@ -205,7 +205,7 @@ class Scheduler:
         full = min(sequence.computed, len(sequence.tokens)) // PAGE_SIZE
         if full <= sequence.registered or not self.prefix_cache:
             return
-        extend_digests(sequence.digests, sequence.tokens, sequence.salt)
+        extend_digests(sequence.digests, sequence.tokens, sequence.salts)
         for block in range(sequence.registered, full):
             self.pool.register(sequence.digests[block], sequence.pages[block])
         sequence.registered = full

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from .detokenizer import Detokenizer
 from .events import Event
+from .images import PlacedImage
 from .prompt_lookup import PromptLookup
 from .request import SamplingParams
 
@@ -32,8 +33,10 @@ class Sequence:
     sink: Callable[[Event], None]
     submitted: float
     """All times: seconds on the monotonic clock."""
-    salt: bytes = b""
-    """What the keys and values depend on besides the tokens (images): part of the prefix cache's keys."""
+    images: tuple[PlacedImage, ...] = ()
+    """The prompt's images, in order."""
+    salts: Mapping[int, bytes] = field(default_factory=dict)
+    """What the keys and values of a block depend on besides tokens; see `image_prompt.salts`."""
 
     # The scheduler's.
     slot: int = -1

@@ -50,11 +50,11 @@ class Tokenizer:
 
         With `continue_last` the last (assistant) message is left open to be continued. A base model without
         a template gets the messages' plain text. Raises UserError when the template refuses the
-        conversation (some accept no system message, say).
+        conversation (some accept no system message, say) or the model sees no images and there are some.
         """
+        turns = [self._turn(message) for message in messages]
         if not self.has_template:
             return self.encode("\n\n".join(message.content for message in messages), special=True)
-        turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             text = self._tokenizer.apply_chat_template(
                 turns,
@@ -66,6 +66,19 @@ class Tokenizer:
             raise UserError(
                 f"The chat template of {self._name} refuses this conversation: {error}."
             ) from None
+        return self._encode_rendered(text)
+
+    def _turn(self, message: Message) -> dict[str, Any]:
+        """A message as the chat template takes it."""
+        if message.images:
+            raise UserError(
+                f"{self._name} reads text only: leave the image out, or choose a model that sees images, "
+                "such as LLaVA-1.5."
+            )
+        return {"role": message.role, "content": message.content}
+
+    def _encode_rendered(self, text: str) -> list[int]:
+        """Ids of what the template made of a conversation; it has written the special tokens itself."""
         return self.encode(text)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:

@@ -122,10 +122,14 @@ class VisionTower(Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels [N, 3, S, S] -> the features of the wanted layers side by side, [N, tokens, L * C]."""
-        states = [self.pre_layrnorm(self.embeddings(pixels))]
-        for layer in self._layers:
-            states.append(layer(states[-1]))
-        features = torch.cat([states[index] for index in self.config.feature_layers], -1)
+        wanted = self.config.feature_layers
+        state = self.pre_layrnorm(self.embeddings(pixels))
+        kept = {0: state}
+        for index, layer in enumerate(self._layers, start=1):
+            state = layer(state)
+            if index in wanted:
+                kept[index] = state
+        features = torch.cat([kept[index] for index in wanted], -1)
         return features if self.config.with_class_token else features[:, 1:]
 
 

@@ -73,7 +73,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 LLAVA_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
-    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}"
+    "{% endfor %}"
     "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] + ' ' }}"
     "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
@@ -240,7 +241,7 @@ def make_llava() -> MakeLlava:
                         parameter.normal_(0, 0.2)
         model.save_pretrained(directory, max_shard_size=max_shard_size)
         size = vision_config.image_size
-        rule = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+        rule: dict[str, Any] = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
         LlavaProcessor(
             image_processor=CLIPImageProcessorPil(**(rule | (processor or {}))),
             tokenizer=tokenizer,

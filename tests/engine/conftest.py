@@ -29,6 +29,13 @@ class TinyModel:
     checkpoint: Checkpoint
 
 
+def _converted(source: Path) -> TinyModel:
+    root = source.parent
+    *_, last = convert(str(source), root / "models", root / "downloads", name="tiny")
+    assert isinstance(last, Done)
+    return TinyModel(source, last.checkpoint)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(make_checkpoint, tmp_path_factory) -> Callable[..., TinyModel]:
     """Make (once per set of arguments) and convert a tiny checkpoint in float32."""
@@ -37,11 +44,23 @@ def tiny_model(make_checkpoint, tmp_path_factory) -> Callable[..., TinyModel]:
     def make(architecture: str, **overrides: Any) -> TinyModel:
         key = repr((architecture, sorted(overrides.items())))
         if key not in made:
-            root = tmp_path_factory.mktemp("tiny")
-            source = make_checkpoint(architecture, root / "source", **overrides)
-            *_, last = convert(str(source), root / "models", root / "downloads", name="tiny")
-            assert isinstance(last, Done)
-            made[key] = TinyModel(source, last.checkpoint)
+            made[key] = _converted(
+                make_checkpoint(architecture, tmp_path_factory.mktemp("tiny") / "source", **overrides)
+            )
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(make_llava, tmp_path_factory) -> Callable[..., TinyModel]:
+    """The same for LLaVA; arguments as for MakeLlava."""
+    made: dict[str, TinyModel] = {}
+
+    def make(text: str = "LlamaForCausalLM", **overrides: Any) -> TinyModel:
+        key = repr((text, sorted(overrides.items())))
+        if key not in made:
+            made[key] = _converted(make_llava(tmp_path_factory.mktemp("llava") / "source", text, **overrides))
         return made[key]
 
     return make
@@ -78,8 +97,13 @@ def run() -> Run:
 
 
 @torch.inference_mode()
-def _prefill_logits(engine: Engine, sequences: Sequences[list[int]]) -> list[torch.Tensor]:
-    """Logits of every position, all sequences in one ragged prefill batch."""
+def _prefill_logits(
+    engine: Engine, sequences: Sequences[list[int]], image_rows: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    """Logits of every position, all sequences in one ragged prefill batch.
+
+    `image_rows` [I, H] are the embeddings for the places of the model's image token, in order.
+    """
     lengths = torch.tensor([len(tokens) for tokens in sequences])
     pages: list[list[int]] = [[] for _ in sequences]
     for owned, tokens in zip(pages, sequences, strict=True):
@@ -88,6 +112,11 @@ def _prefill_logits(engine: Engine, sequences: Sequences[list[int]]) -> list[tor
     positions = torch.cat([torch.arange(len(tokens)) for tokens in sequences])
     rows = torch.arange(len(sequences)).repeat_interleave(lengths)
     device = engine.runner.device
+    config = engine.runner.model.config
+    images = None
+    if image_rows is not None and config.vision:
+        tokens = torch.tensor([token for tokens in sequences for token in tokens])
+        images = (tokens == config.vision.image_token).nonzero().flatten().to(device), image_rows
     batch = PrefillBatch(
         token_ids=torch.tensor([token for tokens in sequences for token in tokens]).to(device),
         positions=positions.to(device),
@@ -97,6 +126,7 @@ def _prefill_logits(engine: Engine, sequences: Sequences[list[int]]) -> list[tor
         query_start=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int().to(device),
         max_query_len=int(lengths.max()),
         logit_rows=torch.arange(len(positions)).to(device),
+        images=images,
     )
     logits = engine.runner.model.prefill(batch, engine.runner.cache)
     assert logits is not None
@@ -106,7 +136,7 @@ def _prefill_logits(engine: Engine, sequences: Sequences[list[int]]) -> list[tor
 
 
 @pytest.fixture
-def prefill_logits() -> Callable[[Engine, Sequences[list[int]]], list[torch.Tensor]]:
+def prefill_logits() -> Callable[..., list[torch.Tensor]]:
     """Runs token sequences as one ragged prefill batch; returns the logits [T, V] of each."""
     return _prefill_logits
 

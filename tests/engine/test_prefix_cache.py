@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.events import Finished, PrefillProgress
-from lite_llama.engine.kv_cache import PagePool, extend_digests
+from lite_llama.engine.kv_cache import NO_SALTS, PagePool, extend_digests
 from lite_llama.engine.options import EngineOptions
 from lite_llama.engine.request import GenerationRequest, SamplingParams
 from lite_llama.kernels import PAGE_SIZE, sampling
@@ -22,10 +23,10 @@ WITH = EngineOptions(device="cpu", dtype="float32")
 WITHOUT = replace(WITH, prefix_cache=False)
 
 
-def chain(*blocks: str, salt: bytes = b"") -> list[bytes]:
+def chain(*blocks: str, salts: Mapping[int, bytes] = NO_SALTS) -> list[bytes]:
     """Digests of a sequence whose blocks are one letter, PAGE_SIZE times."""
     digests: list[bytes] = []
-    extend_digests(digests, [ord(block) for block in blocks for _ in range(PAGE_SIZE)], salt)
+    extend_digests(digests, [ord(block) for block in blocks for _ in range(PAGE_SIZE)], salts)
     return digests
 
 
@@ -44,7 +45,9 @@ def counts(pool: PagePool) -> tuple[int, int, int]:
 
 def test_a_digest_stands_for_all_tokens_up_to_its_block():
     assert chain("a", "b")[0] == chain("a", "c")[0]
-    assert len({*chain("a", "b"), *chain("b", "b"), *chain("a", "b", salt=b"image")}) == 6
+    assert len({*chain("a", "b"), *chain("b", "b"), *chain("a", "b", salts={0: b"image"})}) == 6
+    plain, salted = chain("a", "b", "c"), chain("a", "b", "c", salts={1: b"image"})
+    assert [one == other for one, other in zip(plain, salted, strict=True)] == [True, False, False]
     digests, tokens = [], list(range(100))
     for length in (0, 15, 16, 40, 100):
         extend_digests(digests, tokens[:length])
