@@ -116,7 +116,7 @@ class ImageProcessor:
             left, top = (image.width - self.crop[0]) // 2, (image.height - self.crop[1]) // 2
             image = image.crop((left, top, left + self.crop[0], top + self.crop[1]))
         values = np.asarray(image, dtype=np.float32) * np.float32(self.scale)
-        values = (values - np.float32(self.mean)) / np.float32(self.std)
+        values = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -23,8 +23,8 @@ from ..models.units import format_bytes
 if TYPE_CHECKING:
     from PIL.Image import Image as Pixels
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF")
-"""Pillow's names of the formats that are read; MPO is how some cameras wrap a JPEG."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""Pillow's names of the formats that are read; to it, some cameras' JPEGs become MPO."""
 FORMATS_IN_WORDS = "PNG, JPEG, WebP, GIF, BMP or TIFF"
 MAX_BYTES = 256 << 20
 MAX_PIXELS = 64_000_000
@@ -110,6 +110,7 @@ def _opened(name: str, content: bytes) -> Iterator[Pixels]:
     from PIL import Image as pillow
     from PIL import UnidentifiedImageError
 
+    pillow.init()  # without it, `formats` has to be of those few that are known at once
     most = MAX_PIXELS // 1_000_000
     too_large = f"{name} has too many pixels, and {most} million are the most: make it smaller first."
     try:

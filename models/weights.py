@@ -120,7 +120,7 @@ def _vision_targets(vision: VisionConfig, text_size: int) -> list[Target]:
     ]
     for index in range(vision.num_layers):
         layer = f"{_TOWER_LAYERS}{index}"
-        qkv = dict.fromkeys(("q_proj", "k_proj", "v_proj"), size)
+        qkv = {"q_proj": size, "k_proj": size, "v_proj": size}
         found += norm(f"{layer}.layer_norm1")
         found += _linear(f"{layer}.self_attn", "qkv_proj", qkv, size, True)
         found += linear(f"{layer}.self_attn.out_proj", size, size)
