@@ -8,6 +8,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from ..engine.events import Event, Failed, Finished, Loaded, LoadFailed, LoadProgress, ModelInfo, TextDelta
+from ..engine.images import Image, read_image
 from ..engine.request import GenerationRequest, Message
 from ..engine.thread import EngineThread, LoadOptions
 from ..models.checkpoint import Checkpoint
@@ -15,21 +16,20 @@ from ..models.errors import UserError
 from .interrupt import on_interrupt
 
 
-def check_images(images: list[Path], checkpoint: Checkpoint) -> None:
-    """Refuse images: no model that this version converts can look at them. Raises UserError."""
-    for image in images:
-        if not image.is_file():
-            raise UserError(f"There is no image file {image}: check the path.")
-    if images:
+def read_images(paths: list[Path], checkpoint: Checkpoint) -> tuple[Image, ...]:
+    """Read and check the images of a question. Raises UserError, also when the model cannot see any."""
+    images = tuple(read_image(path) for path in paths)
+    if images and not checkpoint.config.vision:
         raise UserError(
             f"{checkpoint.path.name} is a text-only model ({checkpoint.manifest.family}) and takes no image: "
-            f"ask without --image."
+            f"ask without --image, or a model that sees images, such as LLaVA-1.5."
         )
+    return images
 
 
-def conversation(prompt: str, system: str) -> tuple[Message, ...]:
+def conversation(prompt: str, system: str, images: tuple[Image, ...] = ()) -> tuple[Message, ...]:
     """The messages of a single question; an empty system prompt is left out."""
-    question = Message("user", prompt)
+    question = Message("user", prompt, images)
     return (Message("system", system), question) if system else (question,)
 
 

@@ -158,7 +158,9 @@ def ask(
     ] = None,
     image: Annotated[
         list[Path] | None,
-        typer.Option(metavar="PATH", help="Show the model an image; may be given several times."),
+        typer.Option(
+            metavar="PATH", help="Show the model an image, if it sees any; may be given several times."
+        ),
     ] = None,
     device: Annotated[
         Device | None, typer.Option(help="auto takes a GPU when there is one; default: the settings file's.")
@@ -191,7 +193,9 @@ def ask(
             from . import ask as one_shot  # imports torch, which takes seconds
             from .settings import merge_params
 
-        one_shot.check_images(image or [], checkpoint)
+        images = one_shot.read_images(image or [], checkpoint)
+        for note in (picture.note for picture in images if picture.note):
+            typer.echo(f"note: {one_line(note)}", err=True)
         asked = (settings.chosen_params(), given)
         try:
             merge_params(*asked)  # before the load, which is slow
@@ -204,7 +208,7 @@ def ask(
             info = one_shot.load(engine, options, lambda step: status.update(one_line(step)))
             status.stop()
             request = one_shot.GenerationRequest(
-                one_shot.conversation(text, settings.system_prompt if system is None else system),
+                one_shot.conversation(text, settings.system_prompt if system is None else system, images),
                 merge_params(info.defaults, *asked),
             )
             if as_json:
@@ -322,6 +326,7 @@ def list_models(
             "dtype": checkpoint.manifest.dtype,
             "bytes": checkpoint.size,
             "context": checkpoint.config.max_position,
+            "images": checkpoint.config.vision is not None,
             "source": checkpoint.manifest.source,
             "path": str(checkpoint.path),
         }
@@ -342,7 +347,7 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in ("Name", "Family", "Parameters", "Dtype", "Size", "Context", "Source"):
+    for header in ("Name", "Family", "Parameters", "Dtype", "Size", "Context", "Sees", "Source"):
         is_number = header in ("Parameters", "Size", "Context")
         table.add_column(header, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
@@ -353,6 +358,7 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
             row["dtype"],
             format_bytes(row["bytes"]),
             f"{row['context']:,}",
+            "text, images" if row["images"] else "text",
             row["source"],
         )
         table.add_row(*(Text(one_line(cell)) for cell in cells))

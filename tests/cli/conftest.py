@@ -236,3 +236,21 @@ def tiny_converted(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
 def tiny_model(tiny_converted: Path, home: Path) -> Path:
     """A converted random model called tiny, in the home directory."""
     return Path(shutil.copytree(tiny_converted, home / "models" / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llava_converted(make_llava, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaVA model, converted."""
+    from lite_llama.converter import Done, convert
+
+    source = make_llava(tmp_path_factory.mktemp("checkpoints") / "llava")
+    home = tmp_path_factory.mktemp("converted")
+    *_, done = convert(str(source), home / "models", home / "downloads")
+    assert isinstance(done, Done)
+    return done.checkpoint.path
+
+
+@pytest.fixture
+def tiny_llava(tiny_llava_converted: Path, home: Path) -> Path:
+    """A converted random model that sees images, called llava, in the home directory."""
+    return Path(shutil.copytree(tiny_llava_converted, home / "models" / "llava"))

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lite_llama.app import cli as commands
 from lite_llama.app.log import DEBUG_VARIABLE
@@ -136,11 +137,44 @@ def test_a_damaged_model(fails, engine, add_model):
     assert not engine.loads
 
 
-def test_images(fails, engine, add_model, tmp_path):
+def test_images_need_a_model_that_sees_them(fails, engine, add_model, tmp_path):
     add_model("tiny")
     assert "There is no image file" in fails("ask", "Hi", "--image", tmp_path / "cat.png")
-    (tmp_path / "cat.png").write_bytes(b"png")
-    assert "tiny is a text-only model" in fails("ask", "Hi", "--image", tmp_path / "cat.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "cat.png")
+    sentence = fails("ask", "Hi", "--image", tmp_path / "cat.png")
+    assert sentence.startswith("tiny is a text-only model (Llama) and takes no image")
+    assert not engine.loads
+
+
+def test_images_go_with_the_question_in_order(cli, engine, tiny_llava, tmp_path):
+    for name, colour in (("red", "red"), ("blue", "blue")):
+        Image.new("RGB", (9, 9), colour).save(tmp_path / f"{name}.png")
+    paths = [tmp_path / "blue.png", tmp_path / "red.png"]
+    result = cli("ask", "Hi", "--system", "Terse.", "--image", paths[0], "--image", paths[1])
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello there.\n", "")
+    system, question = engine.requests[0].messages
+    assert (system.images, question.content) == ((), "Hi")
+    assert [image.content for image in question.images] == [path.read_bytes() for path in paths]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_of_an_animated_image_one_frame_is_seen_and_that_is_said(
+    arguments, cli, engine, tiny_llava, tmp_path
+):
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    result = cli("ask", "Hi", "--image", tmp_path / "a.gif", *arguments)
+    assert result.exit_code == 0
+    assert result.stderr == "note: a.gif is animated: the model sees the first of its 2 frames.\n"
+
+
+def test_a_bad_image_is_told_before_the_model_is_loaded(fails, engine, tiny_llava, tmp_path):
+    (tmp_path / "a.png").write_text("no image")
+    Image.new("RGB", (99, 99)).save(tmp_path / "b.jpg")
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:-200])
+    assert "a.png is no image that can be read" in fails("ask", "Hi", "--image", tmp_path / "a.png")
+    assert "b.jpg is damaged" in fails("ask", "Hi", "--image", tmp_path / "b.jpg")
+    assert "is a directory" in fails("ask", "Hi", "--image", tmp_path)
     assert not engine.loads
 
 

@@ -58,8 +58,15 @@ def test_the_list_of_models(cli, add_model):
     assert [row[0] for row in rows] == ["other", "tiny"]
     assert rows[1][1:4] == ["Llama", "135M", "bfloat16"]
     assert rows[1][-1] == "someone/a-rather-long-name-that-a-table-of-80-columns-cuts[31m"
-    assert "2,048" in rows[1]
+    assert rows[1][-3:-1] == ["2,048", "text"]
     assert result.stderr.startswith("warning: broken lacks its file config.json")
+
+
+def test_the_list_says_which_models_see_images(cli, tiny_llava):
+    (row,) = [line.split() for line in cli("models").stdout.splitlines() if "LLaVA-1.5" in line]
+    assert "text, images" in " ".join(row)
+    (model,) = json.loads(cli("models", "--json").stdout)
+    assert (model["name"], model["family"], model["images"]) == ("llava", "LLaVA-1.5", True)
 
 
 def test_the_list_as_json(cli, add_model):
@@ -75,6 +82,7 @@ def test_the_list_as_json(cli, add_model):
         "parameters": 134515008,
         "dtype": "bfloat16",
         "context": 2048,
+        "images": False,
         "source": "someone/some-model",
         "path": str(path),
     }

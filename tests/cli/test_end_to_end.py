@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lite_llama.app.paths import HOME_VARIABLE
 
@@ -38,6 +40,24 @@ def test_the_demo_model_answers(ask, demo_model):
     assert (reply["model"], reply["device"]) == (demo_model.name, "cpu")
     assert reply["ttft_s"] > 0
     assert reply["decode_tokens_per_s"] > 0
+
+
+def test_a_model_that_sees_images_is_shown_some(ask, tiny_llava, tmp_path):
+    for name, seed in (("a", 3), ("b", 4)):
+        coarse = Image.frombytes("RGB", (5, 5), random.Random(seed).randbytes(75))
+        coarse.resize((60, 40)).save(tmp_path / f"{name}.png")
+    show = ("--max-gen-len", "16", "--dtype", "float32")
+    paths = tmp_path / "a.png", tmp_path / "b.png"
+    text, first, other = (
+        ask("What is this?", *more, *show) for more in ((), ("--image", paths[0]), ("--image", paths[1]))
+    )
+    both = ask("What is this?", "--image", paths[0], "--image", paths[1], *show)
+    assert other["prompt_tokens"] == first["prompt_tokens"] > text["prompt_tokens"] + 25
+    # Another picture is 25 tokens, and the end of the line after it one.
+    assert both["prompt_tokens"] == first["prompt_tokens"] + 26
+    replies = {tuple(reply["token_ids"]) for reply in (text, first, other, both)}
+    assert len(replies) == 4
+    assert ask("What is this?", "--image", paths[0], *show)["token_ids"] == first["token_ids"]
 
 
 def test_length_and_repeatability(ask, tiny_model):

@@ -186,6 +186,14 @@ def test_of_an_animation_the_first_frame_is_seen_and_that_is_said(save):
     assert pages.note == "a.tif has 3 pages: the model sees the first one."
 
 
+def test_the_previews_in_a_cameras_file_are_no_animation(save):
+    frames = [picture(40, 30), picture(20, 15)]
+    path = save(frames[0], "a.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    with pillow.open(path) as opened:
+        assert opened.format == "MPO"
+    assert (read_image(path).size, read_image(path).note) == ((40, 30), "")
+
+
 def test_images_are_told_apart_by_content(save, tmp_path):
     first, other = read_image(save(picture(9, 9), "a.png")), read_image(save(picture(9, 9, seed=1), "b.png"))
     (tmp_path / "c.png").write_bytes(first.content)

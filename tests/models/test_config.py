@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from transformers import LlavaConfig
 
 from lite_llama.models.config import ModelConfig
 from lite_llama.models.errors import CheckpointError, UnsupportedModelError
-from lite_llama.models.weights import parameter_count, targets
+from lite_llama.models.weights import parameter_count, source_name, targets
 
 LLAMA_32_1B = {
     "architectures": ["LlamaForCausalLM"],
@@ -95,3 +96,96 @@ def test_missing_field_missing_file_and_broken_json(tmp_path):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(CheckpointError, match="download it again"):
             ModelConfig.from_file(tmp_path / "config.json")
+
+
+# The config.json of llava-hf/llava-1.5-7b-hf, which leaves out what is as transformers has it by default.
+LLAVA_15_7B = {
+    "architectures": ["LlavaForConditionalGeneration"],
+    "image_token_index": 32000,
+    "model_type": "llava",
+    "projector_hidden_act": "gelu",
+    "text_config": {
+        "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": 4096,
+        "model_type": "llama",
+        "rms_norm_eps": 1e-05,
+        "torch_dtype": "float16",
+        "vocab_size": 32064,
+    },
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "vision_config": {
+        "hidden_size": 1024,
+        "image_size": 336,
+        "intermediate_size": 4096,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "projection_dim": 768,
+        "vocab_size": 32000,
+    },
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+    "vocab_size": 32064,
+}
+
+
+def test_published_config_of_llava_15_7b():
+    config = ModelConfig.from_dict(LLAVA_15_7B)
+    assert (config.family, config.dtype, config.max_position) == ("LLaVA-1.5", "float16", 4096)
+    assert (config.hidden_size, config.num_layers, config.num_kv_heads, config.head_dim) == (
+        4096,
+        32,
+        32,
+        128,
+    )
+    assert config.vision
+    assert config.vision.tokens == 576
+    assert config.vision.num_layers == 23
+    assert (config.vision.activation, config.vision.projector_activation) == ("quick_gelu", "gelu")
+    # 7,063,427,072 less the 12,596,224 of the tower's last layer and 2,048 of the norm after it, neither of
+    # which is computed.
+    assert parameter_count(config) == 7_063_427_072 - 12_596_224 - 2_048
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_what_a_llava_config_leaves_out_is_as_in_transformers(kind):
+    raw = LLAVA_15_7B | {"text_config": {"model_type": kind}, "vision_config": {}, "image_token_index": 7}
+    full = LlavaConfig(
+        text_config={"model_type": kind}, vision_config={"model_type": "clip_vision_model"}
+    ).to_dict()
+    expected = ModelConfig.from_dict(raw | {name: full[name] for name in ("text_config", "vision_config")})
+    assert ModelConfig.from_dict(raw) == expected
+    assert expected.vision
+    assert expected.vision.tokens == 49
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_token_index": 32064},
+        {"vision_feature_layer": 25},
+        {"vision_feature_layer": []},
+        {"vision_config": None},
+    ],
+)
+def test_llava_configs_that_make_no_sense(change):
+    with pytest.raises(CheckpointError, match="incomplete or wrong"):
+        ModelConfig.from_dict(LLAVA_15_7B | change)
+
+
+def test_tensors_have_one_name_in_all_layouts():
+    layouts = {
+        "model.layers.0.mlp.up_proj.weight": ["language_model.model.", "model.language_model.", "model."],
+        "vision_tower.pre_layrnorm.bias": [
+            "vision_tower.vision_model.",
+            "model.vision_tower.vision_model.",
+            "model.vision_tower.",
+        ],
+        "multi_modal_projector.linear_1.weight": ["model.multi_modal_projector."],
+        "lm_head.weight": ["language_model.lm_head."],
+    }
+    for name, prefixes in layouts.items():
+        rest = name.partition(".")[2]
+        assert {source_name(prefix + rest) for prefix in prefixes} == {name} == {source_name(name)}
