@@ -161,6 +161,16 @@ def test_image_features_are_those_of_transformers(name, tiny_llava):
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
 
 
+def test_features_in_bfloat16_are_near_those_in_float32(tiny_llava, images):
+    checkpoint = tiny_llava().checkpoint
+    exact, rounded = (
+        Engine.load(checkpoint, EngineOptions(device="cpu", dtype=dtype)).runner._features(images[0])
+        for dtype in ("float32", "bfloat16")
+    )
+    assert rounded.dtype == torch.bfloat16
+    assert torch.cosine_similarity(exact, rounded.float()).min() > 0.99
+
+
 @pytest.mark.parametrize("name", ["one", "two", "three", "turns", "late", "text"])
 def test_prompts_are_those_of_the_processor(name, pair, images):
     engine, oracle = pair
