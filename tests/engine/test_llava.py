@@ -96,6 +96,11 @@ def load(checkpoint) -> Engine:
     return engine
 
 
+def features_of(engine: Engine) -> image_features.ImageFeatures:
+    assert engine.runner._features
+    return engine.runner._features
+
+
 def reply(
     engine: Engine, *conversations: Sequence[Message], params: SamplingParams = GREEDY
 ) -> list[Finished]:
@@ -164,7 +169,7 @@ def test_image_features_are_those_of_transformers(name, tiny_llava):
 def test_features_in_bfloat16_are_near_those_in_float32(tiny_llava, images):
     checkpoint = tiny_llava().checkpoint
     exact, rounded = (
-        Engine.load(checkpoint, EngineOptions(device="cpu", dtype=dtype)).runner._features(images[0])
+        features_of(Engine.load(checkpoint, EngineOptions(device="cpu", dtype=dtype)))(images[0])
         for dtype in ("float32", "bfloat16")
     )
     assert rounded.dtype == torch.bfloat16
@@ -185,7 +190,7 @@ def test_logits_of_every_position(name, pair, images, prefill_logits):
     engine, oracle = pair
     messages = conversations(images)[name]
     inputs = oracle.inputs(messages)
-    rows = torch.cat([engine.runner._features(image) for message in messages for image in message.images])
+    rows = torch.cat([features_of(engine)(image) for message in messages for image in message.images])
     (ours,) = prefill_logits(engine, [inputs["input_ids"][0].tolist()], rows)
     with torch.inference_mode():
         expected = oracle.model(**inputs).logits[0]
@@ -269,7 +274,7 @@ def counted(pair, monkeypatch) -> list[int]:
         return encode(pixels)
 
     monkeypatch.setattr(engine.runner.model, "encode_images", spy)
-    engine.runner._features._kept.clear()
+    features_of(engine)._kept.clear()
     engine.pool.forget()
     return calls
 
@@ -334,7 +339,7 @@ def test_an_image_is_computed_once_while_it_is_kept(pair, images, counted, monke
         engine.pool.forget()
         reply(engine, [Message("user", "Hi", (image,))])
     assert len(counted) == 4  # one, two, three, and two again, which was used longest ago
-    assert len(engine.runner._features._kept) == 2
+    assert len(features_of(engine)._kept) == 2
 
 
 def test_a_reply_is_continued_behind_its_images(pair, images):
