@@ -29,7 +29,7 @@ def read_images(paths: list[Path], checkpoint: Checkpoint) -> tuple[Image, ...]:
 
 def conversation(prompt: str, system: str, images: tuple[Image, ...] = ()) -> tuple[Message, ...]:
     """The messages of a single question; an empty system prompt is left out."""
-    question = Message("user", prompt, images)
+    question = Message("user", prompt, images=images)
     return (Message("system", system), question) if system else (question,)
 
 

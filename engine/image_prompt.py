@@ -35,16 +35,20 @@ class ImageTokenizer(Tokenizer):
 
     def __init__(self, path: Path, vision: VisionConfig) -> None:
         """Load from a converted model's directory. Raises CheckpointError when it cannot be read."""
-        super().__init__(path)
         self._vision = vision
-        token = self._tokenizer.convert_ids_to_tokens(vision.image_token)
-        if token is None or self.encode(token) != [vision.image_token]:
+        super().__init__(path)
+
+    def _set_up(self, path: Path) -> None:
+        vision = self._vision
+        # A word of the vocabulary would do for a place, but then the word would be taken for one.
+        added = self._backend.get_added_tokens_decoder().get(vision.image_token)
+        if added is None:
             raise CheckpointError(
                 f"The tokenizer of {path.name} does not know the image token {vision.image_token} of its "
                 "config.json: convert the model again from a complete checkpoint."
             )
-        self._token: str = token
-        self._tokenizer.chat_template = _template(path, self._tokenizer.chat_template, token)
+        self._token: str = added.content
+        self._tokenizer.chat_template = _template(path, self._tokenizer.chat_template, self._token)
         self._takes_parts = self._renders_parts()
 
     def _turn(self, message: Message) -> dict[str, Any]:

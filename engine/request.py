@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from .images import Image
@@ -16,7 +16,7 @@ class Message:
 
     role: Role
     content: str
-    images: tuple[Image, ...] = ()
+    images: tuple[Image, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)

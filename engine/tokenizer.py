@@ -29,6 +29,7 @@ class Tokenizer:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"The tokenizer of {path.name} cannot be loaded: {reason}") from None
         self._name = path.name
+        self._set_up(path)
         generation = _read_json(path / "generation_config.json")
         config = _read_json(path / "config.json")
         eos = generation.get("eos_token_id", config.get("eos_token_id", self._tokenizer.eos_token_id))
@@ -67,6 +68,9 @@ class Tokenizer:
                 f"The chat template of {self._name} refuses this conversation: {error}."
             ) from None
         return self._encode_rendered(text)
+
+    def _set_up(self, path: Path) -> None:
+        """What a kind of model needs of its files before any conversation is rendered."""
 
     def _turn(self, message: Message) -> dict[str, Any]:
         """A message as the chat template takes it."""

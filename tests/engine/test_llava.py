@@ -27,7 +27,7 @@ from lite_llama.engine.options import EngineOptions
 from lite_llama.engine.request import GenerationRequest, Message, SamplingParams
 from lite_llama.kernels import PAGE_SIZE
 from lite_llama.models.config import ModelConfig
-from lite_llama.models.errors import UserError
+from lite_llama.models.errors import CheckpointError, UserError
 
 NEW_TOKENS = 32
 GREEDY = SamplingParams(temperature=0, max_new_tokens=NEW_TOKENS)
@@ -120,20 +120,20 @@ def reply(
 def conversations(images: list[Image]) -> dict[str, list[Message]]:
     one, two, three, _ = images
     return {
-        "one": [Message("user", "What is this?", (one,))],
-        "two": [Message("system", "Be brief."), Message("user", "Compare them, please.", (two, one))],
-        "three": [Message("user", "Which of these is the odd one?", (three, one, two))],
+        "one": [Message("user", "What is this?", images=(one,))],
+        "two": [Message("system", "Be brief."), Message("user", "Compare them, please.", images=(two, one))],
+        "three": [Message("user", "Which of these is the odd one?", images=(three, one, two))],
         "turns": [
-            Message("user", "What is this?", (one,)),
+            Message("user", "What is this?", images=(one,)),
             Message("assistant", "A quick brown fox."),
-            Message("user", "And this one here?", (two,)),
+            Message("user", "And this one here?", images=(two,)),
             Message("assistant", "A lazy dog."),
             Message("user", "Which is lazier?"),
         ],
         "late": [
             Message("user", "Hello there, how are you today?"),
             Message("assistant", "Fine."),
-            Message("user", "Then look.", (three,)),
+            Message("user", "Then look.", images=(three,)),
         ],
         "text": [Message("user", "What is the capital of France?")],
     }
@@ -281,7 +281,7 @@ def counted(pair, monkeypatch) -> list[int]:
 
 def test_the_next_turn_of_an_image_chat_computes_only_what_is_new(pair, images, counted, monkeypatch):
     engine, oracle = pair
-    first = [Message("user", "What is the capital of this?", (images[0], images[1]))]
+    first = [Message("user", "What is the capital of this?", images=(images[0], images[1]))]
     (answer,) = reply(engine, first)
     assert len(counted) == 2
     text = answer.text.replace("�", "")  # what is no character would be encoded in another way
@@ -306,7 +306,7 @@ def test_the_next_turn_of_an_image_chat_computes_only_what_is_new(pair, images, 
 def test_a_swapped_image_is_no_hit_and_gives_another_reply(pair, images, counted):
     engine, oracle = pair
     question = "What is the capital of France? What is this?"
-    asked = [[Message("system", SYSTEM), Message("user", question, (image,))] for image in images[:2]]
+    asked = [[Message("system", SYSTEM), Message("user", question, images=(image,))] for image in images[:2]]
     prompts = [engine.tokenizer.encode_chat(messages) for messages in asked]
     assert prompts[0] == prompts[1]
     (first,), (other,) = reply(engine, asked[0]), reply(engine, asked[1])
@@ -324,7 +324,8 @@ def test_a_swapped_image_is_no_hit_and_gives_another_reply(pair, images, counted
 def test_images_swapped_among_themselves_are_no_hit(pair, images, counted):
     engine, oracle = pair
     asked = [
-        [Message("user", "Compare.", pictures)] for pictures in (tuple(images[:2]), tuple(images[1::-1]))
+        [Message("user", "Compare.", images=pictures)]
+        for pictures in (tuple(images[:2]), tuple(images[1::-1]))
     ]
     first, other = (reply(engine, messages)[0] for messages in asked)
     assert other.usage.cached_prompt_tokens == 0
@@ -337,14 +338,14 @@ def test_an_image_is_computed_once_while_it_is_kept(pair, images, counted, monke
     one, two, three, _ = images
     for image in (one, one, two, one, three, one, two):
         engine.pool.forget()
-        reply(engine, [Message("user", "Hi", (image,))])
+        reply(engine, [Message("user", "Hi", images=(image,))])
     assert len(counted) == 4  # one, two, three, and two again, which was used longest ago
     assert len(features_of(engine)._kept) == 2
 
 
 def test_a_reply_is_continued_behind_its_images(pair, images):
     engine, oracle = pair
-    messages = [Message("user", "What is this?", (images[0],)), Message("assistant", "It is a")]
+    messages = [Message("user", "What is this?", images=(images[0],)), Message("assistant", "It is a")]
     ids = engine.tokenizer.encode_chat(messages, continue_last=True)
     whole = oracle.inputs(messages, generation_prompt=False)["input_ids"][0].tolist()
     assert whole[: len(ids)] == ids  # less the blank that the template ends a reply with
@@ -355,7 +356,7 @@ def test_the_image_token_as_text_stays_text(pair, images):
     engine, _ = pair
     vision = engine.runner.model.config.vision
     asked = [
-        Message("user", "What does <image> mean? <image>", (images[0],)),
+        Message("user", "What does <image> mean? <image>", images=(images[0],)),
         Message("assistant", "<image>"),
     ]
     ids = engine.tokenizer.encode_chat(asked)
@@ -367,7 +368,7 @@ def test_the_image_token_as_text_stays_text(pair, images):
 def test_a_template_that_leaves_an_image_out_is_told(pair, images):
     engine, _ = pair
     vision = engine.runner.model.config.vision
-    ids = engine.tokenizer.encode_chat([Message("user", "Hi", (images[0],))])
+    ids = engine.tokenizer.encode_chat([Message("user", "Hi", images=(images[0],))])
     with pytest.raises(UserError, match="shows 1 of 2 images"):
         place_images(ids, images[:2], vision)
     assert [place.end - place.start for place in place_images(ids, images[:1], vision)] == [25]
@@ -377,7 +378,7 @@ def test_a_prompt_that_does_not_fit_because_of_its_images(pair, images):
     engine, _ = pair
     many = tuple(images) * 25
     with pytest.raises(UserError, match=r"The conversation has 2\d\d\d tokens"):
-        reply(engine, [Message("user", "Hi", many)])
+        reply(engine, [Message("user", "Hi", images=many)])
 
 
 def test_a_text_model_refuses_images_kindly(tiny_model, images):
@@ -385,7 +386,7 @@ def test_a_text_model_refuses_images_kindly(tiny_model, images):
     assert not engine.info.sees_images
     for call in (engine.count_tokens, lambda messages: reply(engine, messages)):
         with pytest.raises(UserError, match="tiny reads text only: leave the image out, or choose a model"):
-            call([Message("user", "Hi", (images[0],))])
+            call([Message("user", "Hi", images=(images[0],))])
 
 
 # Templates
@@ -417,6 +418,24 @@ def test_templates_wherever_they_are(kept, make_llava, tmp_path, images):
         if not (kept == "string" and name == "two"):  # which has a system message
             ids = oracle.inputs(messages)["input_ids"][0].tolist()
             assert engine.tokenizer.encode_chat(messages) == ids, name
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("config.json", {"image_token_index": 399}, "does not know the image token 399"),
+        ("config.json", {"image_token_index": 300}, "does not know the image token 300"),
+        ("chat_template.json", {}, "The chat template of again cannot be read"),
+    ],
+)
+def test_files_that_do_not_belong_together(file, content, words, make_llava, tmp_path):
+    source = make_llava(tmp_path / "source")
+    (source / "chat_template.jinja").unlink()
+    path = source / file
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(known | content))
+    with pytest.raises(CheckpointError, match=words):
+        again(source, tmp_path)
 
 
 # Memory
