@@ -1,8 +1,9 @@
 """One decode step of attention in one launch: q/k norm, rope, the KV cache write and Flash-Decoding.
 
 A sequence's context is cut into splits (Flash-Decoding, see flash_decoding.py) whose boundaries depend on
-its length alone, not on how many programs share them, and which are combined in order: by one program in its
-registers or, where several share them, by the one that finishes last. The result is the same, bit for bit.
+its length alone, not on how many programs share them; the new token is one by itself. They are combined in
+order: by one program in its registers or, where several share them, by the one that finishes last. The
+result is the same, bit for bit.
 """
 
 import math
@@ -22,7 +23,7 @@ from .pdl import await_previous, start_dependents
 from .tiles import Options
 
 MAX_SPLITS = 64
-"""Splits of one sequence at most."""
+"""Splits of one sequence at most, that of the new token included."""
 _FEW_SPLITS = triton.language.constexpr(16)
 _LONG_SPLIT = triton.language.constexpr(256)
 Memo = dict[object, Any]
@@ -103,14 +104,14 @@ def _norm_and_turn(first, second, norm_first, norm_second, cos, sin, eps, HALF: 
 
 
 @triton.jit
-def split_length(context, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr):
-    """Tokens of each split of a context: whole blocks, and a function of the context alone.
+def split_length(cached, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr):
+    """Tokens of each split of so many cached tokens: whole blocks, and a function of their number alone.
 
     There are FEW_SPLITS as long as that makes splits of MIN_SPLIT to LONG_SPLIT tokens: to combine many
     takes long. A long context has up to MAX_SPLITS, so that all processors read.
     """
-    length = tl.minimum(tl.maximum(tl.cdiv(context, _FEW_SPLITS), MIN_SPLIT), _LONG_SPLIT)
-    return tl.cdiv(tl.maximum(length, tl.cdiv(context, MAX_SPLITS)), BLOCK_N) * BLOCK_N
+    length = tl.minimum(tl.maximum(tl.cdiv(cached, _FEW_SPLITS), MIN_SPLIT), _LONG_SPLIT)
+    return tl.cdiv(tl.maximum(length, tl.cdiv(cached, MAX_SPLITS - 1)), BLOCK_N) * BLOCK_N
 
 
 @triton.jit
@@ -227,8 +228,8 @@ def _decode_attention_kernel(
     # Nothing up to `await_previous` is written by this step's kernels: the lengths, the pages, the old keys.
     position = tl.load(positions_ptr + sequence).to(tl.int32)
     slot = tl.load(slots_ptr + sequence).to(tl.int64)
-    length = split_length(position + 1, BLOCK_N, MIN_SPLIT, MAX_SPLITS)
-    splits = tl.cdiv(position + 1, length)
+    length = split_length(position, BLOCK_N, MIN_SPLIT, MAX_SPLITS)
+    splits = tl.cdiv(position, length) + 1
     if share >= splits:
         return
     dtype: tl.constexpr = k_cache_ptr.dtype.element_ty
@@ -241,6 +242,7 @@ def _decode_attention_kernel(
             k_ptr, v_ptr, table_ptr, share * length, tl.minimum((share + 1) * length, position), row_size,
             HALF, HALF_PAD, DIM_PAD, BLOCK_N,
         )  # fmt: skip
+    page = tl.load(table_ptr + position // paging.PAGE_SIZE).to(tl.int64)
     half, dim = tl.arange(0, HALF_PAD), tl.arange(0, DIM_PAD)
     in_half, in_head = half < HALF, dim < size
     cos = tl.load(cos_ptr + position * HALF + half, in_half, other=0.0)
@@ -279,15 +281,6 @@ def _decode_attention_kernel(
         acc = tl.zeros((GROUP_PAD, DIM_PAD), tl.float32)
         row_sum = tl.zeros((GROUP_PAD,), tl.float32)
         row_max = tl.full((GROUP_PAD,), -1.0e30, tl.float32)
-        if split == splits - 1:  # the new token: a block of its own, from the tile of queries and key
-            acc, row_sum, row_max = _attend(
-                acc, row_sum, row_max, q_first, q_second, q_first, q_second, new_value, member == group, scale
-            )
-            page = tl.load(table_ptr + position // paging.PAGE_SIZE).to(tl.int64)
-            row = (page * paging.PAGE_SIZE + position % paging.PAGE_SIZE) * row_size + 0 * member[:, None]
-            tl.store(k_ptr + row + half[None, :], q_first, is_key & in_half[None, :])
-            tl.store(k_ptr + row + HALF + half[None, :], q_second, is_key & in_half[None, :])
-            tl.store(v_ptr + row + dim[None, :], new_value, is_key & in_head[None, :])
         for start in tl.range(split * length, end, BLOCK_N, num_stages=STAGES):
             if not EARLY:
                 first, second, value = _load_block(
@@ -306,6 +299,14 @@ def _decode_attention_kernel(
                     tl.minimum((following + 1) * length, position), row_size,
                     HALF, HALF_PAD, DIM_PAD, BLOCK_N,
                 )  # fmt: skip
+        if split == splits - 1:  # the new token, its key and value from the tiles
+            acc, row_sum, row_max = _attend(
+                acc, row_sum, row_max, q_first, q_second, q_first, q_second, new_value, member == group, scale
+            )
+            row = (page * paging.PAGE_SIZE + position % paging.PAGE_SIZE) * row_size + 0 * member[:, None]
+            tl.store(k_ptr + row + half[None, :], q_first, is_key & in_half[None, :])
+            tl.store(k_ptr + row + HALF + half[None, :], q_second, is_key & in_half[None, :])
+            tl.store(v_ptr + row + dim[None, :], new_value, is_key & in_head[None, :])
         if not SHARED:
             total_acc, total_sum, total_max = _merge(total_acc, total_sum, total_max, acc, row_sum, row_max)
         elif splits == 1:
