@@ -252,9 +252,12 @@ def _decode_attention_kernel(
     is_key = (member == group)[:, None]
     norm_first, norm_second = None, None
     if q_norm_ptr is not None:
-        norm_ptr = tl.where(is_key, k_norm_ptr, q_norm_ptr) + half[None, :]
-        norm_first = tl.load(norm_ptr, in_half[None, :], other=0.0)
-        norm_second = tl.load(norm_ptr + HALF, in_half[None, :], other=0.0)
+        q_norm_first = tl.load(q_norm_ptr + half, in_half, other=0.0)[None, :]
+        q_norm_second = tl.load(q_norm_ptr + HALF + half, in_half, other=0.0)[None, :]
+        k_norm_first = tl.load(k_norm_ptr + half, in_half, other=0.0)[None, :]
+        k_norm_second = tl.load(k_norm_ptr + HALF + half, in_half, other=0.0)[None, :]
+        norm_first = tl.where(is_key, k_norm_first, q_norm_first)
+        norm_second = tl.where(is_key, k_norm_second, q_norm_second)
     await_previous(PDL)
 
     qkv_row = sequence.to(tl.int64) * (q_heads + 2 * kv_heads) * size
