@@ -114,13 +114,17 @@ def decode_launch(
     return partial(attend, qkv, *place, angles, angles, cache, cache, heads, 0.1, weight, weight)
 
 
-def tile_launches(arch: str) -> Iterator[tuple[str, Callable[[], object]]]:
-    """A launch for each entry of the table of tiles that is for this kind of GPU."""
-    for key in tiles._table():
+def tile_launches(target: Target) -> Iterator[tuple[str, Callable[[], object]]]:
+    """A launch for each entry of the table of tiles that is for this kind of GPU, and the tuner's last try."""
+    *_, last = decode_attention.candidates(128, target, few=False)
+    shape = {"head_dim": 128, "group": 2, "norm": 0, "few": 0}
+    tiles.update({tiles.key("decode_attention", target, torch.float16, **shape): last})
+    yield f"decode {last}", decode_launch(4, 2, 128, torch.float16, 512, False)
+    for key in list(tiles._table()):
         where, kernel, dtype_name, *numbers = key.split()
         shape = {name: int(value) for name, _, value in (number.partition("=") for number in numbers)}
         dtype = getattr(torch, dtype_name)
-        if where != arch:
+        if where != target.arch:
             continue
         if kernel == "decode_attention":
             batches = (1,) if shape["few"] else (5, 512)
@@ -176,7 +180,7 @@ def main() -> None:
         ]  # fmt: skip
         for module in modules:
             module.target = lambda device, target=target: target
-        for description, call in chain(launches(), tile_launches(target.arch)):
+        for description, call in chain(launches(), tile_launches(target)):
             current.update(target=name, launch=description)
             try:
                 call()
