@@ -96,7 +96,7 @@ class Tokenizer:
             text = reply.thinking if is_open else f"{OPEN_TAG}\n{reply.thinking}"
             is_open = True
         if reply.content and is_open:
-            text += f"\n{CLOSE_TAG}\n\n"
+            text = text.rstrip("\n") + f"\n{CLOSE_TAG}\n\n"
         return text + reply.content
 
     def _find_tags(self) -> ThinkingTags | None:
