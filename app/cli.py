@@ -222,6 +222,12 @@ def ask(
             else:
                 with closing(ReplyPrinter()) as printer:
                     finished = one_shot.answer(engine, request, printer.answer, printer.think)
+    if finished.reason == "length" and finished.thinking.text and not finished.text:
+        typer.echo(
+            f"warning: the limit of {finished.usage.completion_tokens} tokens was reached before the answer: "
+            "allow more with --max-gen-len.",
+            err=True,
+        )
     if finished.reason == "cancelled":
         raise typer.Exit(1)
 

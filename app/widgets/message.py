@@ -22,7 +22,7 @@ class UserMessage(Static):
 
 
 class ReplyMessage(Vertical):
-    """A reply: its thinking, its Markdown while and after it is written, how it ended, what can be done then."""
+    """A reply: thinking and Markdown while and after they come, how it ended, and what can be done then."""
 
     def __init__(self, turn: Turn) -> None:
         super().__init__()

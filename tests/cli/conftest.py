@@ -209,8 +209,9 @@ class ScriptedEngine:
         if self.answer_error:
             sink(Failed(request_id, self.answer_error, text, thought))
             return
-        usage = Usage(9, 0, len(self.pieces), 0.25, 20.0, 0.5, request.params.seed or 7)
-        sink(Finished(request_id, reason, text, tuple(range(len(self.pieces))), usage, thought))
+        total = len(self.thoughts) + len(self.pieces)
+        usage = Usage(9, 0, total, 0.25, 20.0, 0.5, request.params.seed or 7)
+        sink(Finished(request_id, reason, text, tuple(range(total)), usage, thought))
 
     def _press_ctrl_c(self) -> None:
         os.kill(os.getpid(), signal.SIGINT)

@@ -300,6 +300,17 @@ def test_a_wish_that_the_model_cannot_fulfil(cli, fails, engine, add_model, home
     assert cli("ask", "Hi").exit_code == 0
 
 
+def test_a_limit_that_is_reached_while_thinking_is_a_warning(cli, engine, add_model):
+    add_model("tiny")
+    engine.thinking, engine.thoughts, engine.pieces, engine.reason = "always", ("Hm", "m"), (), "length"
+    for options in ((), ("--json",)):
+        result = cli("ask", "Hi", *options)
+        assert result.exit_code == 0
+        assert result.stderr == (
+            "warning: the limit of 2 tokens was reached before the answer: allow more with --max-gen-len.\n"
+        )
+
+
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
