@@ -123,6 +123,37 @@ def test_half_a_character_at_the_closing_tag_is_not_lost():
     assert reply.thinking.text == "a\ufffd"
 
 
+def test_any_tokens_of_a_reply_read_the_same():
+    """However the vocabulary cuts the text between the tags, in the middle of characters too."""
+    seed = random.randrange(10**6)
+    rng = random.Random(seed)
+    for _ in range(500):
+        thought, answer = (
+            "".join(rng.choice("ab \n🙂é") for _ in range(rng.randint(0, 20))) for _ in range(2)
+        )
+        stop = "".join(rng.choice("ab\n🙂") for _ in range(rng.randint(1, 3)))
+        vocabulary: list[bytes] = []
+
+        def cut(text: str, vocabulary: list[bytes] = vocabulary) -> list[int]:
+            rest, first = text.encode(), len(vocabulary)
+            while rest:
+                size = rng.randint(1, 6)
+                vocabulary.append(rest[:size])
+                rest = rest[size:]
+            return list(range(first, len(vocabulary)))
+
+        def decode(ids: Sequence[int], vocabulary: list[bytes] = vocabulary) -> str:
+            return b"".join(vocabulary[id] for id in ids).decode("utf-8", errors="replace")
+
+        tags = ThinkingTags(-1, -2)
+        tokens = [tags.open, *cut(f"\n{thought}\n"), tags.close, *cut(f"\n\n{answer}")]
+        reply = ReplyText(decode, (stop,), tags)
+        expected = thought.strip("\n"), answer.lstrip("\n").split(stop)[0]
+        assert read(reply, tokens) == expected, (seed, tokens, vocabulary, stop)
+        count = len(tokens[: tokens.index(tags.close)]) - 1
+        assert reply.thinking.tokens == (count if expected[0] else 0)
+
+
 def test_any_cut_of_any_reply_goes_on_as_if_it_had_not_been_cut():
     """Read in two goes, as stopped and continued, a reply is the same as read in one."""
     seed = random.randrange(10**6)
