@@ -511,7 +511,7 @@ class Controller:
         start, thinking, prompt_tokens, saved_at = replace(reply), Thinking(), None, time.monotonic()
         limit = self.model.max_context if self.model else 0
         async for events in inbox.batches():
-            thought, text, last = "", "", None
+            text, thought, last = "", thinking.text, None
             for event in events:
                 match event:
                     case Queued(prompt_tokens=prompt_tokens):
@@ -519,8 +519,7 @@ class Controller:
                     case PrefillProgress(done=done, total=total):
                         await self._tell(PromptRead(done, total))
                     case ThinkingDelta():
-                        thought, last = thought + event.text, event
-                        so_far = thinking.text + event.text
+                        so_far, last = thinking.text + event.text, event
                         thinking = Thinking(so_far, event.thinking_tokens, event.thinking_s)
                     case TextDelta():
                         text, last = text + event.text, event
@@ -535,7 +534,7 @@ class Controller:
                 return
             if last is not None:
                 rate = last.decode_tokens_per_s
-                if thought:
+                if thinking.text != thought:
                     reply.thinking = start.thinking + thinking
                     await self._tell(ThinkingAdded(reply, last.completion_tokens, rate))
                 if text:
