@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .detokenizer import Detokenizer
 from .events import Event
 from .prompt_lookup import PromptLookup
+from .reply import ReplyText
 from .request import SamplingParams
 
 
@@ -28,7 +28,7 @@ class Sequence:
     seed: int
     max_tokens: int
     """The `length` at which the reply ends: prompt + max_new_tokens, or the full context."""
-    detokenizer: Detokenizer
+    reply: ReplyText
     sink: Callable[[Event], None]
     submitted: float
     """All times: seconds on the monotonic clock."""
