@@ -7,7 +7,17 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from ..engine.events import Event, Failed, Finished, Loaded, LoadFailed, LoadProgress, ModelInfo, TextDelta
+from ..engine.events import (
+    Event,
+    Failed,
+    Finished,
+    Loaded,
+    LoadFailed,
+    LoadProgress,
+    ModelInfo,
+    TextDelta,
+    ThinkingDelta,
+)
 from ..engine.images import Image, read_image
 from ..engine.request import GenerationRequest, Message
 from ..engine.thread import EngineThread, LoadOptions
@@ -33,6 +43,14 @@ def conversation(prompt: str, system: str, images: tuple[Image, ...] = ()) -> tu
     return (Message("system", system), question) if system else (question,)
 
 
+def check_thinking(think: bool | None, info: ModelInfo) -> None:
+    """Refuse a wish that the model cannot fulfil. Raises UserError."""
+    if think is True and info.thinking == "never":
+        raise UserError(f"{info.name} has no thinking mode: ask without --think.")
+    if think is False and info.thinking == "always":
+        raise UserError(f"{info.name} cannot answer without thinking: ask without --no-think.")
+
+
 def load(engine: EngineThread, options: LoadOptions, tell: Callable[[str], object]) -> ModelInfo:
     """Load the model, telling what goes on. Raises UserError when that fails or Ctrl-C is pressed."""
     events: SimpleQueue[Event | None] = SimpleQueue()  # None: Ctrl-C
@@ -50,8 +68,13 @@ def load(engine: EngineThread, options: LoadOptions, tell: Callable[[str], objec
                     raise UserError(message)
 
 
-def answer(engine: EngineThread, request: GenerationRequest, on_text: Callable[[str], object]) -> Finished:
-    """Generate the reply; `on_text` gets each piece of it as it comes.
+def answer(
+    engine: EngineThread,
+    request: GenerationRequest,
+    on_text: Callable[[str], object],
+    on_thinking: Callable[[str], object],
+) -> Finished:
+    """Generate the reply; `on_text` gets each piece of the answer as it comes, `on_thinking` what is before.
 
     Ctrl-C ends the reply, which is then Finished with reason `cancelled`. Raises UserError when it fails.
     """
@@ -62,6 +85,8 @@ def answer(engine: EngineThread, request: GenerationRequest, on_text: Callable[[
             match events.get():
                 case None:
                     engine.cancel(request_id)
+                case ThinkingDelta(text=text):
+                    on_thinking(text)
                 case TextDelta(text=text):
                     on_text(text)
                 case Finished() as finished:
@@ -75,6 +100,8 @@ def as_json(info: ModelInfo, finished: Finished) -> dict[str, Any]:
     usage = finished.usage
     return {
         "text": finished.text,
+        "thinking": finished.thinking.text,
+        "thinking_tokens": finished.thinking.tokens,
         "finish_reason": finished.reason,
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

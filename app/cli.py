@@ -7,8 +7,7 @@ import os
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -111,8 +110,9 @@ def open_app(
 
 @app.command(
     epilog="Sampling values come from the option, else from the settings file where it sets them, else from "
-    "the model's generation_config.json, else temperature 0.7, top-p 0.9 and the rest off. The reply goes to "
-    "stdout as it is generated. Ctrl-C ends the reply: what was generated stands, and the exit code is 1."
+    "the model's generation_config.json, else temperature 0.7, top-p 0.9 and the rest off. The answer goes "
+    "to stdout as it is generated; what the model thinks before it is shown on stderr if that is a terminal. "
+    "Ctrl-C ends the reply: what was generated stands, and the exit code is 1."
 )
 def ask(
     prompt: Annotated[
@@ -162,6 +162,13 @@ def ask(
             metavar="PATH", help="Show the model an image, if it sees any; may be given several times."
         ),
     ] = None,
+    think: Annotated[
+        bool | None,
+        typer.Option(
+            "--think/--no-think",
+            help="Whether to think before the answer; default: the settings file's, else the model's.",
+        ),
+    ] = None,
     device: Annotated[
         Device | None, typer.Option(help="auto takes a GPU when there is one; default: the settings file's.")
     ] = None,
@@ -207,16 +214,24 @@ def ask(
             )
             info = one_shot.load(engine, options, lambda step: status.update(one_line(step)))
             status.stop()
+            one_shot.check_thinking(think, info)
             request = one_shot.GenerationRequest(
                 one_shot.conversation(text, settings.system_prompt if system is None else system, images),
                 merge_params(info.defaults, *asked),
+                thinking=settings.think if think is None else think,
             )
             if as_json:
-                finished = one_shot.answer(engine, request, lambda _: None)
+                finished = one_shot.answer(engine, request, lambda _: None, lambda _: None)
                 typer.echo(json.dumps(one_shot.as_json(info, finished)))
             else:
-                with _whole_lines() as write:
-                    finished = one_shot.answer(engine, request, write)
+                with closing(ReplyPrinter()) as printer:
+                    finished = one_shot.answer(engine, request, printer.answer, printer.think)
+    if finished.reason == "length" and finished.thinking.text and not finished.text:
+        typer.echo(
+            f"warning: the limit of {finished.usage.completion_tokens} tokens was reached before the answer: "
+            "allow more with --max-gen-len.",
+            err=True,
+        )
     if finished.reason == "cancelled":
         raise typer.Exit(1)
 
@@ -239,25 +254,42 @@ def _stdin_is_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-@contextmanager
-def _whole_lines() -> Iterator[Callable[[str], None]]:
-    """Yields what writes a piece of the reply to stdout at once; ends the last line, however it went.
+class ReplyPrinter:
+    """Writes a reply piece by piece: the answer to stdout, the thinking to stderr.
 
-    What goes to a terminal is made inert: a model can be talked into replying with escape sequences.
+    Thinking is for somebody who waits: dimmed, and only where stderr is a terminal. What goes to a terminal
+    is made inert: a model can be talked into replying with escape sequences.
     """
-    last = "\n"
 
-    def write(text: str) -> None:
-        nonlocal last
+    def __init__(self) -> None:
+        self._console = _console()
+        self._thinks = False
+        self._last = "\n"
+
+    def think(self, text: str) -> None:
+        if sys.stderr.isatty():
+            self._console.out(inert(text), style="dim", highlight=False, end="")
+            self._thinks = True
+
+    def answer(self, text: str) -> None:
+        self._end_thinking("\n\n")
+        self._write(text)
+
+    def close(self) -> None:
+        """End the last line, however it went."""
+        self._end_thinking("\n")
+        if self._last != "\n":
+            self._write("\n")
+
+    def _end_thinking(self, end: str) -> None:
+        if self._thinks:
+            self._console.out(end=end)
+            self._thinks = False
+
+    def _write(self, text: str) -> None:
         sys.stdout.write(inert(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
-        last = text[-1:] or last
-
-    try:
-        yield write
-    finally:
-        if last != "\n":
-            write("\n")
+        self._last = text[-1:] or self._last
 
 
 @app.command()

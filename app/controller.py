@@ -26,6 +26,8 @@ from ..engine.events import (
     PrefillProgress,
     Queued,
     TextDelta,
+    Thinking,
+    ThinkingDelta,
 )
 from ..engine.request import GenerationRequest, Message
 from ..models.errors import UserError
@@ -77,6 +79,15 @@ class PromptRead:
 
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class ThinkingAdded:
+    """The model thinks: the turn's `thinking` has grown; the figures are the engine's."""
+
+    turn: Turn
+    completion_tokens: int
+    tokens_per_s: float
 
 
 @dataclass(frozen=True)
@@ -145,6 +156,7 @@ ControllerEvent = (
     | TurnChanged
     | TurnRemoved
     | PromptRead
+    | ThinkingAdded
     | TextAdded
     | PromptReturned
     | ModelLoading
@@ -249,7 +261,7 @@ class Controller:
         """Whether the last reply was cut off and has a part to go on from."""
         reply = self.last_reply
         return bool(
-            not self.replying and reply and reply.text and reply.status in ("stopped", "length", "error")
+            not self.replying and reply and reply.has_begun and reply.status in ("stopped", "length", "error")
         )
 
     # Start and end
@@ -435,7 +447,7 @@ class Controller:
         before = replace(reply)
         reply.status, reply.note = "streaming", ""
         if not keep:
-            reply.text, reply.figures = "", None
+            reply.text, reply.thinking, reply.figures = "", Thinking(), None
         await self._tell(TurnChanged(reply))
         self._start(reply, before)
 
@@ -460,10 +472,12 @@ class Controller:
                 conversation.model = self.model.name
                 params = self.settings.sampling_params(self.model.defaults)
                 conversation.settings = asdict(params)
+                begun = [Message("assistant", reply.text, reply.thinking.text)] if reply.has_begun else []
                 request = GenerationRequest(
-                    self._messages(conversation.turns if reply.text else conversation.turns[:-1]),
+                    (*self._messages(conversation.turns[:-1]), *begun),
                     params,
-                    continue_last=bool(reply.text),
+                    continue_last=bool(begun),
+                    thinking=self.settings.think,
                 )
                 inbox = Inbox()
                 self._request_id = self.engine.submit(request, inbox.sink)
@@ -494,16 +508,19 @@ class Controller:
 
     async def _follow(self, inbox: Inbox, conversation: Conversation, reply: Turn) -> None:
         """Take the engine's events until the reply ends. Raises _Refused when it does not even begin."""
-        start, prompt_tokens, saved_at = reply.text, None, time.monotonic()
+        start, thinking, prompt_tokens, saved_at = replace(reply), Thinking(), None, time.monotonic()
         limit = self.model.max_context if self.model else 0
         async for events in inbox.batches():
-            text, last = "", None
+            text, thought, last = "", thinking.text, None
             for event in events:
                 match event:
                     case Queued(prompt_tokens=prompt_tokens):
                         await self._tell(ContextUsed(prompt_tokens, limit))
                     case PrefillProgress(done=done, total=total):
                         await self._tell(PromptRead(done, total))
+                    case ThinkingDelta():
+                        so_far, last = thinking.text + event.text, event
+                        thinking = Thinking(so_far, event.thinking_tokens, event.thinking_s)
                     case TextDelta():
                         text, last = text + event.text, event
                     case Finished():
@@ -511,13 +528,18 @@ class Controller:
                     case Failed(message=message) if prompt_tokens is None:
                         raise _Refused(message)
                     case Failed():
-                        reply.text = start + event.text
+                        _take(reply, start, event)
                         reply.status, reply.note = "error", event.message
             if reply.status != "streaming":
                 return
             if last is not None:
-                reply.text += text
-                await self._tell(TextAdded(reply, text, last.completion_tokens, last.decode_tokens_per_s))
+                rate = last.decode_tokens_per_s
+                if thinking.text != thought:
+                    reply.thinking = start.thinking + thinking
+                    await self._tell(ThinkingAdded(reply, last.completion_tokens, rate))
+                if text:
+                    reply.text += text
+                    await self._tell(TextAdded(reply, text, last.completion_tokens, rate))
                 await self._tell(ContextUsed((prompt_tokens or 0) + last.completion_tokens, limit))
             if time.monotonic() - saved_at >= SAVE_EVERY_S:
                 await self._save(conversation, [reply])
@@ -529,8 +551,8 @@ class Controller:
         """The engine refused the request: leave everything as it was before it."""
         await self._tell(Told(why, "error"))
         if before is not None:
-            reply.text, reply.status = before.text, before.status
-            reply.note, reply.figures = before.note, before.figures
+            reply.text, reply.thinking, reply.figures = before.text, before.thinking, before.figures
+            reply.status, reply.note = before.status, before.note
             await self._save(conversation, [reply])
             await self._tell(TurnChanged(reply))
             return
@@ -543,7 +565,7 @@ class Controller:
             await self._attempt(self.database.remove_turns(conversation, exchange))
 
     def _messages(self, turns: Sequence[Turn]) -> tuple[Message, ...]:
-        """The conversation for the engine; replies that failed before their first word are left out."""
+        """The conversation for the engine: of replies the answers, and none of those that came to none."""
         system_prompt = self.conversation.system_prompt
         system = [Message("system", system_prompt)] if system_prompt.strip() else []
         return (*system, *(Message(turn.role, turn.text) for turn in turns if turn.text))
@@ -605,8 +627,14 @@ class _Refused(Exception):
     """The request was not started; the message says why."""
 
 
-def _finish(reply: Turn, start: str, event: Finished, limit: int) -> None:
-    reply.text = start + event.text
+def _take(reply: Turn, start: Turn, event: Finished | Failed) -> None:
+    """Set the reply to what it was at the start and what the engine has added."""
+    reply.text = start.text + event.text
+    reply.thinking = start.thinking + event.thinking
+
+
+def _finish(reply: Turn, start: Turn, event: Finished, limit: int) -> None:
+    _take(reply, start, event)
     reply.status = _STATUS[event.reason]
     reply.figures = usage = event.usage
     if event.reason == "length" and usage.prompt_tokens + usage.completion_tokens >= limit:

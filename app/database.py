@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import aiosqlite
 
-from ..engine.events import Usage
+from ..engine.events import Thinking, Usage
 from ..engine.request import Role
 from ..models.errors import UserError
 
@@ -49,6 +49,7 @@ MIGRATIONS = (
     );
     CREATE INDEX messages_by_position ON messages (conversation_id, position);
     """,
+    "ALTER TABLE messages ADD COLUMN thinking TEXT",  # JSON of engine.events.Thinking; NULL: none
 )
 
 
@@ -58,7 +59,10 @@ def _new_id() -> str:
 
 @dataclass
 class Turn:
-    """One message of a conversation; `note` says why a reply ended early, where there is more to say."""
+    """One message of a conversation; `note` says why a reply ended early, where there is more to say.
+
+    `text` of a reply is its answer; `thinking` is what came before it.
+    """
 
     role: Role
     text: str
@@ -67,6 +71,12 @@ class Turn:
     figures: Usage | None = None
     id: str = field(default_factory=_new_id)
     created: float = field(default_factory=time.time)
+    thinking: Thinking = field(default_factory=Thinking)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a part of the reply, thinking or answer, to go on from."""
+        return bool(self.text or self.thinking.text)
 
 
 @dataclass
@@ -173,6 +183,7 @@ class Database:
                     "note": turn.note,
                     "figures": json.dumps(asdict(turn.figures)) if turn.figures else None,
                     "created": turn.created,
+                    "thinking": json.dumps(asdict(turn.thinking)) if turn.thinking.text else None,
                 }
             )
         async with self._transaction() as run:
@@ -192,9 +203,9 @@ class Database:
             )
             await run.executemany(
                 "INSERT INTO messages VALUES (:id, :conversation_id, :parent_id, :position, :role, :content, "
-                ":status, :note, :figures, :created) ON CONFLICT (id) DO UPDATE SET "
+                ":status, :note, :figures, :created, :thinking) ON CONFLICT (id) DO UPDATE SET "
                 "content = excluded.content, status = excluded.status, note = excluded.note, "
-                "figures = excluded.figures",
+                "figures = excluded.figures, thinking = excluded.thinking",
                 rows,
             )
 
@@ -217,7 +228,7 @@ class Database:
             )
             found = await cursor.fetchone()
             rows = await self._connection.execute_fetchall(
-                "SELECT role, content, status, note, figures, id, created FROM messages "
+                "SELECT role, content, status, note, figures, id, created, thinking FROM messages "
                 "WHERE conversation_id = ? ORDER BY position",
                 (conversation_id,),
             )
@@ -225,8 +236,8 @@ class Database:
             raise UserError("That conversation is no longer there: choose another.")
         title, created, model, settings, system_prompt = found
         turns = [
-            Turn(role, content, status, note, _figures(figures), turn_id, when)
-            for role, content, status, note, figures, turn_id, when in rows
+            Turn(role, content, status, note, _figures(figures), turn_id, when, _thinking(thinking))
+            for role, content, status, note, figures, turn_id, when, thinking in rows
         ]
         return Conversation(
             title, system_prompt, model, json.loads(settings), turns, conversation_id, created
@@ -331,3 +342,7 @@ def _figures(stored: str | None) -> Usage | None:
         return None
     values: Mapping[str, Any] = json.loads(stored)
     return Usage(**values)
+
+
+def _thinking(stored: str | None) -> Thinking:
+    return Thinking() if stored is None else Thinking(**json.loads(stored))

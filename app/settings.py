@@ -83,7 +83,10 @@ class Settings(BaseSettings):
         description="Above 1 makes tokens that were already used less likely; 1 is off.",
     )
     max_gen_len: Annotated[int, Form(_SAMPLING)] = Field(
-        default=1024, ge=1, title="Max length", description="The most tokens that one reply may have."
+        default=1024,
+        ge=1,
+        title="Max length",
+        description="The most tokens that one reply may have, its thinking included.",
     )
     seed: Annotated[int | None, Form(_SAMPLING)] = Field(
         default=None,
@@ -96,6 +99,11 @@ class Settings(BaseSettings):
         default="",
         title="System prompt",
         description="What the model is told ahead of every conversation; may be empty.",
+    )
+    thinking: Annotated[Literal["auto", "on", "off"], Form("Conversation")] = Field(
+        default="auto",
+        title="Thinking",
+        description="Whether a model that can do both thinks before it answers; auto leaves it to the model.",
     )
     device: Annotated[Literal["auto", "cpu", "cuda"], Form("Model")] = Field(
         default="auto",
@@ -118,6 +126,11 @@ class Settings(BaseSettings):
     ):
         """See the class: arguments only."""
         return (init_settings,)
+
+    @property
+    def think(self) -> bool | None:
+        """The setting `thinking` as a GenerationRequest takes it."""
+        return {"auto": None, "on": True, "off": False}[self.thinking]
 
     def chosen_params(self) -> dict[str, Any]:
         """What the user has set for sampling, by SamplingParams' names.

@@ -1,4 +1,4 @@
-"""Text for people: durations in words, and foreign text made harmless for a terminal."""
+"""Text for people: durations and counts in words, and foreign text made harmless for a terminal."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def inert(text: str) -> str:
 def one_line(text: str) -> str:
     """`text` as one inert line."""
     return " ".join(inert(text).split())
+
+
+def format_tokens(count: int) -> str:
+    """1 token, 1,234 tokens."""
+    return f"{count:,} token{'s' if count != 1 else ''}"
 
 
 def format_seconds(seconds: float) -> str:

@@ -15,10 +15,20 @@ class Detokenizer:
     some tokenizers the text of a token depends on its left neighbour.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
-        """`decode` turns ids into text without special tokens; `stop` are the strings that end the reply."""
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        stop: Sequence[str] = (),
+        *,
+        skip_newlines: bool = False,
+    ) -> None:
+        """`decode` turns ids into text without special tokens; `stop` are the strings that end the reply.
+
+        With `skip_newlines` the newlines at the beginning are no part of the text.
+        """
         self._decode = decode
         self._stop = stop
+        self._skip_newlines = skip_newlines
         self._ids: list[int] = []
         self._context = 0  # decoding starts at this token ...
         self._read = 0  # ... and the text of the tokens before this one is in `_decoded`
@@ -45,15 +55,19 @@ class Detokenizer:
         if self.stopped:
             return ""
         before = self._decode(self._ids[self._context : self._read])
-        self._decoded += self._decode(self._ids[self._context :])[len(before) :]
-        self._find_stop()
+        self._append(self._decode(self._ids[self._context :])[len(before) :])
         return self._emit(len(self._decoded))
 
     def _extend(self, new: str) -> str:
         self._context, self._read = self._read, len(self._ids)
-        self._decoded += new
-        self._find_stop()
+        self._append(new)
         return self._emit(len(self._decoded) if self.stopped else self._certain())
+
+    def _append(self, new: str) -> None:
+        self._decoded += new
+        if self._skip_newlines and not self._emitted:
+            self._decoded = self._decoded.lstrip("\n")
+        self._find_stop()
 
     def _find_stop(self) -> None:
         """Cut the text at the first stop string in what has not been handed out."""

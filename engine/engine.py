@@ -15,7 +15,6 @@ from ..models.errors import UserError
 from ..models.loader import load_decoder
 from ..models.random import random_decoder
 from ..models.weights import parameter_count
-from .detokenizer import Detokenizer
 from .device import device_name, resolve_device, resolve_dtype
 from .events import (
     Event,
@@ -27,6 +26,7 @@ from .events import (
     PrefillProgress,
     Queued,
     TextDelta,
+    ThinkingDelta,
     Usage,
 )
 from .image_features import ImageFeatures
@@ -38,6 +38,7 @@ from .memory import CHUNK_TOKENS, STEP_TOKENS, MemoryPlan, plan_memory
 from .no_tokenizer import NoTokenizer
 from .options import DEFAULT_OPTIONS, EngineOptions
 from .prompt_lookup import PromptLookup, count_accepted
+from .reply import Part, ReplyText
 from .request import GenerationRequest, Message
 from .runner import MAX_DRAFTS, ModelRunner, Step
 from .scheduler import Batch, Scheduler
@@ -115,6 +116,7 @@ class Engine:
             kv_bytes=plan.kv_bytes,
             operators=model.ops.name,
             defaults=tokenizer.defaults,
+            thinking=tokenizer.thinking,
             sees_images=self._vision is not None,
         )
 
@@ -168,7 +170,9 @@ class Engine:
 
     def submit(self, request_id: int, request: GenerationRequest, sink: Sink, submitted: float) -> None:
         """Tokenise and queue a request. Raises UserError when it does not fit the context."""
-        prompt = self.tokenizer.encode_chat(request.messages, continue_last=request.continue_last)
+        prompt = self.tokenizer.encode_chat(
+            request.messages, thinking=request.thinking, continue_last=request.continue_last
+        )
         images = [image for message in request.messages for image in message.images]
         self.submit_tokens(request_id, prompt, request, sink, submitted, images)
 
@@ -199,7 +203,9 @@ class Engine:
             params=params,
             seed=random.getrandbits(48) if params.seed is None else params.seed,
             max_tokens=min(wanted, limit),
-            detokenizer=Detokenizer(self.tokenizer.decode, params.stop),
+            reply=ReplyText(
+                self.tokenizer.decode, params.stop, self.tokenizer.tags, self._first_part(prompt, request)
+            ),
             sink=sink,
             submitted=submitted,
             images=placed,
@@ -237,7 +243,16 @@ class Engine:
         self.pool.forget()
         for sequence in self.scheduler.sequences:
             self.scheduler.remove(sequence)
-            sequence.sink(Failed(sequence.request_id, message, sequence.detokenizer.text))
+            self._stream(sequence, *sequence.reply.flush())
+            reply = sequence.reply
+            sequence.sink(Failed(sequence.request_id, message, reply.text, reply.thinking))
+
+    def _first_part(self, prompt: list[int], request: GenerationRequest) -> Part:
+        """What the first token of the reply belongs to."""
+        if request.continue_last:
+            last = request.messages[-1]
+            return "thinking" if last.thinking and not last.content else "answer"
+        return "thinking" if self.tokenizer.opens_thinking(prompt) else "start"
 
     def _schedule(self) -> Batch | None:
         for sequence in self.scheduler.running:
@@ -298,24 +313,26 @@ class Engine:
         if token in self.tokenizer.eos_ids:
             self._finish(sequence, "stop")
             return
-        self._stream(sequence, sequence.detokenizer.add(token))
-        if sequence.detokenizer.stopped:
+        self._stream(sequence, *sequence.reply.add(token, now))
+        if sequence.reply.stopped:
             self._finish(sequence, "stop")
         elif len(sequence.tokens) >= sequence.max_tokens:
             self._finish(sequence, "length")
 
-    def _stream(self, sequence: Sequence, text: str) -> None:
-        if text:
-            rate = sequence.decode_rate
+    def _stream(self, sequence: Sequence, thought: str, text: str) -> None:
+        """Tell what was added to the thinking and to the answer."""
+        figures = (sequence.completion_len, sequence.last_token or 0.0, sequence.decode_rate)
+        if thought:
+            so_far = sequence.reply.thinking
             sequence.sink(
-                TextDelta(
-                    sequence.request_id, text, sequence.completion_len, sequence.last_token or 0.0, rate
-                )
+                ThinkingDelta(sequence.request_id, thought, so_far.tokens, so_far.seconds, *figures)
             )
+        if text:
+            sequence.sink(TextDelta(sequence.request_id, text, *figures))
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         self.scheduler.remove(sequence)
-        self._stream(sequence, sequence.detokenizer.flush())
+        self._stream(sequence, *sequence.reply.flush())
         now = time.monotonic()
         usage = Usage(
             prompt_tokens=sequence.prompt_len,
@@ -327,4 +344,5 @@ class Engine:
             seed=sequence.seed,
         )
         ids = tuple(sequence.tokens[sequence.prompt_len :])
-        sequence.sink(Finished(sequence.request_id, reason, sequence.detokenizer.text, ids, usage))
+        reply = sequence.reply
+        sequence.sink(Finished(sequence.request_id, reason, reply.text, ids, usage, reply.thinking))

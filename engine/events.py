@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "cancelled"]
+ThinkingMode = Literal["never", "optional", "always"]
+"""Whether a model thinks before it answers; `optional`: as the request says, else as its template does."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class ModelInfo:
     """`triton` or `reference`."""
     defaults: dict[str, float | int]
     """Sampling defaults from the checkpoint's generation_config.json (temperature, top_p, top_k, ...)."""
+    thinking: ThinkingMode = "never"
     sees_images: bool = False
     """Whether messages may carry images."""
 
@@ -73,8 +76,38 @@ class PrefillProgress:
 
 
 @dataclass(frozen=True)
+class Thinking:
+    """What a model thought before it answered; empty if it did not."""
+
+    text: str = ""
+    tokens: int = 0
+    """Without the tags around them."""
+    seconds: float = 0.0
+    """From the first token of the thinking to its last."""
+
+    def __add__(self, more: Thinking) -> Thinking:
+        """This thinking and what came when it was taken up again."""
+        return Thinking(self.text + more.text, self.tokens + more.tokens, self.seconds + more.seconds)
+
+
+@dataclass(frozen=True)
+class ThinkingDelta:
+    """New text of what the model thinks; it never ends in half a character."""
+
+    request_id: int
+    text: str
+    thinking_tokens: int
+    """As in Thinking, so far."""
+    thinking_s: float
+    completion_tokens: int
+    """Tokens generated so far, this one included; the other fields too are as in TextDelta."""
+    time: float
+    decode_tokens_per_s: float
+
+
+@dataclass(frozen=True)
 class TextDelta:
-    """New text of a reply; it never ends in half a character or in the beginning of a stop string."""
+    """New text of an answer; it never ends in half a character or in the beginning of a stop string."""
 
     request_id: int
     text: str
@@ -102,24 +135,29 @@ class Usage:
 
 @dataclass(frozen=True)
 class Finished:
-    """The reply is complete: all of its text, its ids (an end-of-turn token included) and its figures."""
+    """The reply is complete: all of its text, its ids (an end-of-turn token included) and its figures.
+
+    `text` is the answer alone; the ids and the figures are those of thinking and answer together.
+    """
 
     request_id: int
     reason: FinishReason
     text: str
     token_ids: tuple[int, ...]
     usage: Usage
+    thinking: Thinking = Thinking()
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The request ended in an error, said in one sentence; `text` is what had been generated."""
+    """The request ended in an error, said in one sentence; the rest is what had been generated."""
 
     request_id: int
     message: str
     text: str
+    thinking: Thinking = Thinking()
 
 
 LoadEvent = LoadProgress | Loaded | LoadFailed
-GenerationEvent = Queued | PrefillProgress | TextDelta | Finished | Failed
+GenerationEvent = Queued | PrefillProgress | ThinkingDelta | TextDelta | Finished | Failed
 Event = LoadEvent | GenerationEvent

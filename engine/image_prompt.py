@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,20 @@ class ImageTokenizer(Tokenizer):
         self._takes_parts = self._renders_parts()
 
     def _turn(self, message: Message) -> dict[str, Any]:
-        # Somebody may write the token's name: as text it must not become the place of an image.
-        text = message.content.replace(self._token, f"{self._token[0]} {self._token[1:]}")
+        text = self._as_text(message.content)
         if not self._takes_parts:
             return {"role": message.role, "content": f"{self._token}\n" * len(message.images) + text}
         parts: list[dict[str, str]] = [{"type": "image"} for _ in message.images]
         return {"role": message.role, "content": [*parts, {"type": "text", "text": text}]}
+
+    def _begun(self, prompt: str, reply: Message) -> str:
+        # LLaVA's prompt ends in a colon: the blank after it is the model's, and a decoder may drop it.
+        blank = "" if prompt[-1:].isspace() or reply.content[:1].isspace() else " "
+        return super()._begun(prompt + blank, replace(reply, content=self._as_text(reply.content)))
+
+    def _as_text(self, content: str) -> str:
+        """Somebody may write the image token's name: as text it must not become the place of an image."""
+        return content.replace(self._token, f"{self._token[0]} {self._token[1:]}")
 
     def _encode_rendered(self, text: str) -> list[int]:
         # As transformers' processors do: a template that writes no BOS token leaves it to the tokenizer.

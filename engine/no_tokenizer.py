@@ -15,12 +15,16 @@ class NoTokenizer(Tokenizer):
     def __init__(self) -> None:
         self.eos_ids = frozenset()
         self.defaults = {}
+        self.tags = None
+        self.thinking = "never"
 
     @property
     def has_template(self) -> bool:
         return False
 
-    def encode_chat(self, messages: Sequence[Message], *, continue_last: bool = False) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Message], *, thinking: bool | None = None, continue_last: bool = False
+    ) -> list[int]:
         """Raises UserError."""
         raise UserError("A model of random weights has no vocabulary: give it token ids, or load a real one.")
 

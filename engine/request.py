@@ -16,6 +16,9 @@ class Message:
 
     role: Role
     content: str
+    thinking: str = ""
+    """What was thought before the content. It counts only in a reply to be continued: without content the
+    thinking itself is taken up. No other turn passes its thinking on."""
     images: tuple[Image, ...] = field(default=(), kw_only=True)
 
 
@@ -59,9 +62,11 @@ class GenerationRequest:
     """A conversation to be continued by one assistant turn.
 
     With `continue_last`, the last message is an assistant turn that is taken up where it stops instead of
-    a new turn being opened.
+    a new turn being opened. `thinking` switches that of a model which can do with and without; None leaves
+    it to the chat template. A continued reply goes on as it began.
     """
 
     messages: tuple[Message, ...]
     params: SamplingParams = SamplingParams()
     continue_last: bool = False
+    thinking: bool | None = None

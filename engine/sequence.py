@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from .detokenizer import Detokenizer
 from .events import Event
 from .images import PlacedImage
 from .prompt_lookup import PromptLookup
+from .reply import ReplyText
 from .request import SamplingParams
 
 
@@ -29,7 +29,7 @@ class Sequence:
     seed: int
     max_tokens: int
     """The `length` at which the reply ends: prompt + max_new_tokens, or the full context."""
-    detokenizer: Detokenizer
+    reply: ReplyText
     sink: Callable[[Event], None]
     submitted: float
     """All times: seconds on the monotonic clock."""

@@ -11,7 +11,11 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..models.errors import CheckpointError, UserError
+from .events import ThinkingMode
+from .reply import CLOSE_TAG, OPEN_TAG, ThinkingTags
 from .request import Message
+
+_TEMPLATE_SWITCH = "enable_thinking"
 
 
 class Tokenizer:
@@ -40,34 +44,39 @@ class Tokenizer:
         }
         if generation.get("do_sample") is False:
             self.defaults = {"temperature": 0.0}
+        self.tags = self._find_tags()
+        """The tokens that the model thinks between, if it has them."""
+        self.thinking: ThinkingMode = self._thinking_mode()
 
     @property
     def has_template(self) -> bool:
         """Whether the model was trained to chat; without a template it only continues text."""
         return bool(self._tokenizer.chat_template)
 
-    def encode_chat(self, messages: Sequence[Message], *, continue_last: bool = False) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Message], *, thinking: bool | None = None, continue_last: bool = False
+    ) -> list[int]:
         """Ids of the conversation as the template renders it, ready for the assistant's answer.
 
-        With `continue_last` the last (assistant) message is left open to be continued. A base model without
-        a template gets the messages' plain text. Raises UserError when the template refuses the
-        conversation (some accept no system message, say) or the model sees no images and there are some.
+        `thinking` is given to a template that can switch it. With `continue_last` the last (assistant)
+        message is left open to be continued: its prompt is that of the reply as it began, then what there is
+        of it. A base model without a template gets the messages' plain text. Raises UserError when the
+        template refuses the conversation (some accept no system message, say) or the model sees no images
+        and there are some.
         """
-        turns = [self._turn(message) for message in messages]
         if not self.has_template:
-            return self.encode("\n\n".join(message.content for message in messages), special=True)
-        try:
-            text = self._tokenizer.apply_chat_template(
-                turns,
-                tokenize=False,
-                add_generation_prompt=not continue_last,
-                continue_final_message=continue_last,
-            )
-        except (TemplateError, ValueError) as error:
-            raise UserError(
-                f"The chat template of {self._name} refuses this conversation: {error}."
-            ) from None
-        return self._encode_rendered(text)
+            plain = [self._turn(message)["content"] for message in messages]
+            return self.encode("\n\n".join(plain), special=True)
+        if not continue_last:
+            return self._encode_rendered(self._render(messages, thinking))
+        *before, last = messages
+        return self._encode_rendered(self._begun(self._render(before, bool(last.thinking)), last))
+
+    def opens_thinking(self, prompt: Sequence[int]) -> bool:
+        """Whether the prompt ends with the opening tag (and blanks), so that the reply begins by thinking."""
+        return self.tags is not None and _ends_open(
+            self._backend.decode(prompt[-4:], skip_special_tokens=False)
+        )
 
     def _set_up(self, path: Path) -> None:
         """What a kind of model needs of its files before any conversation is rendered."""
@@ -85,6 +94,45 @@ class Tokenizer:
         """Ids of what the template made of a conversation; it has written the special tokens itself."""
         return self.encode(text)
 
+    def _render(self, messages: Sequence[Message], thinking: bool | None) -> str:
+        """The template's text up to where the assistant's reply begins."""
+        turns = [self._turn(message) for message in messages]
+        switch = {} if thinking is None or self.thinking != "optional" else {_TEMPLATE_SWITCH: thinking}
+        try:
+            return self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, **switch
+            )
+        except (TemplateError, ValueError) as error:
+            raise UserError(
+                f"The chat template of {self._name} refuses this conversation: {error}."
+            ) from None
+
+    def _begun(self, prompt: str, reply: Message) -> str:
+        """The prompt, then what there is of its reply, as the model wrote it."""
+        text, is_open = "", _ends_open(prompt)
+        if reply.thinking and self.tags:
+            text = reply.thinking if is_open else f"{OPEN_TAG}\n{reply.thinking}"
+            is_open = True
+        if reply.content and is_open:
+            text = text.rstrip("\n") + f"\n{CLOSE_TAG}\n\n"
+        return prompt + text + reply.content
+
+    def _find_tags(self) -> ThinkingTags | None:
+        ids = [self._backend.token_to_id(tag) for tag in (OPEN_TAG, CLOSE_TAG)]
+        return None if None in ids else ThinkingTags(*ids)
+
+    def _thinking_mode(self) -> ThinkingMode:
+        """`optional` if the template has the switch, `always` if it opens the thinking of every reply."""
+        if self.tags is None or not self.has_template:
+            return "never"
+        if _TEMPLATE_SWITCH in str(self._tokenizer.chat_template):
+            return "optional"
+        try:
+            opens = self.opens_thinking(self.encode_chat([Message("user", "Hello")]))
+        except UserError:  # refused for another reason, which the first request will meet too
+            return "never"
+        return "always" if opens else "never"
+
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of `text`; with `special`, framed by the tokenizer's own begin and end tokens."""
         return self._backend.encode(text, add_special_tokens=special).ids
@@ -92,6 +140,10 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens; incomplete UTF-8 comes out as U+FFFD."""
         return self._backend.decode(ids, skip_special_tokens=True)
+
+
+def _ends_open(text: str) -> bool:
+    return text.rstrip().endswith(OPEN_TAG)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """One decode step of attention in one launch: q/k norm, rope, the KV cache write and Flash-Decoding.
 
 A sequence's context is cut into splits (Flash-Decoding, see flash_decoding.py) whose boundaries depend on
-its length alone, not on how many programs share them, and which are combined in order: by one program in its
-registers or, where several share them, by the one that finishes last. The result is the same, bit for bit.
+its length alone, not on how many programs share them; the new token is one by itself. They are combined in
+order: by one program in its registers or, where several share them, by the one that finishes last. The
+result is the same, bit for bit.
 """
 
 import math
@@ -22,7 +23,7 @@ from .pdl import await_previous, start_dependents
 from .tiles import Options
 
 MAX_SPLITS = 64
-"""Splits of one sequence at most."""
+"""Splits of one sequence at most, that of the new token included."""
 _FEW_SPLITS = triton.language.constexpr(16)
 _LONG_SPLIT = triton.language.constexpr(256)
 Memo = dict[object, Any]
@@ -103,14 +104,14 @@ def _norm_and_turn(first, second, norm_first, norm_second, cos, sin, eps, HALF: 
 
 
 @triton.jit
-def split_length(context, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr):
-    """Tokens of each split of a context: whole blocks, and a function of the context alone.
+def split_length(cached, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr):
+    """Tokens of each split of so many cached tokens: whole blocks, and a function of their number alone.
 
     There are FEW_SPLITS as long as that makes splits of MIN_SPLIT to LONG_SPLIT tokens: to combine many
     takes long. A long context has up to MAX_SPLITS, so that all processors read.
     """
-    length = tl.minimum(tl.maximum(tl.cdiv(context, _FEW_SPLITS), MIN_SPLIT), _LONG_SPLIT)
-    return tl.cdiv(tl.maximum(length, tl.cdiv(context, MAX_SPLITS)), BLOCK_N) * BLOCK_N
+    length = tl.minimum(tl.maximum(tl.cdiv(cached, _FEW_SPLITS), MIN_SPLIT), _LONG_SPLIT)
+    return tl.cdiv(tl.maximum(length, tl.cdiv(cached, MAX_SPLITS - 1)), BLOCK_N) * BLOCK_N
 
 
 @triton.jit
@@ -127,6 +128,16 @@ def _load_block(
     first = tl.load(k_ptr + rows + half, half_mask, other=0.0)
     second = tl.load(k_ptr + rows + HALF + half, half_mask, other=0.0)
     return first, second, tl.load(v_ptr + rows + dim, valid[:, None] & (dim < 2 * HALF), other=0.0)
+
+
+@triton.jit
+def _prefetch(ptr, size, mask):
+    """Ask for `size` bytes at each pointer [N] where mask [N], into the second-level cache (PTX ISA 8.0)."""
+    tl.inline_asm_elementwise(
+        """{ .reg .pred wanted; setp.ne.s32 wanted, $3, 0;
+        @wanted cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }""",
+        "=r,l,r,r", [ptr.to(tl.int64), size, mask.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -208,8 +219,8 @@ def _decode_attention_kernel(
     scale, eps, part_stride, table_stride, q_heads, kv_heads, group,
     PARTS: tl.constexpr, GROUP_PAD: tl.constexpr, GROUP_POWER: tl.constexpr, HALF: tl.constexpr,
     HALF_PAD: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
-    EARLY: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, SHARED: tl.constexpr,
-    PDL: tl.constexpr,
+    EARLY: tl.constexpr, PREFETCH: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr,
+    SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program (sequence, key/value head, share): every num_programs(2)-th split of the sequence.
 
@@ -219,7 +230,7 @@ def _decode_attention_kernel(
 
     EARLY: the first block is read before the inputs are there, each further one while the one before it is
     computed, in registers: a short latency. Else STAGES blocks are on their way to shared memory: more at
-    a time on each processor.
+    a time on each processor; and PREFETCH tokens are asked for before the inputs are there.
     """
     start_dependents(PDL)
     sequence, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -227,8 +238,8 @@ def _decode_attention_kernel(
     # Nothing up to `await_previous` is written by this step's kernels: the lengths, the pages, the old keys.
     position = tl.load(positions_ptr + sequence).to(tl.int32)
     slot = tl.load(slots_ptr + sequence).to(tl.int64)
-    length = split_length(position + 1, BLOCK_N, MIN_SPLIT, MAX_SPLITS)
-    splits = tl.cdiv(position + 1, length)
+    length = split_length(position, BLOCK_N, MIN_SPLIT, MAX_SPLITS)
+    splits = tl.cdiv(position, length) + 1
     if share >= splits:
         return
     dtype: tl.constexpr = k_cache_ptr.dtype.element_ty
@@ -241,6 +252,14 @@ def _decode_attention_kernel(
             k_ptr, v_ptr, table_ptr, share * length, tl.minimum((share + 1) * length, position), row_size,
             HALF, HALF_PAD, DIM_PAD, BLOCK_N,
         )  # fmt: skip
+    if PREFETCH > 0:
+        ahead = share * length + tl.arange(0, PREFETCH)
+        wanted = ahead < tl.minimum((share + 1) * length, position)
+        rows = paging.row_offsets(table_ptr, ahead, wanted, row_size)
+        row_bytes = tl.full((PREFETCH,), size * dtype.primitive_bitwidth // 8, tl.int32)
+        _prefetch(k_ptr + rows, row_bytes, wanted)
+        _prefetch(v_ptr + rows, row_bytes, wanted)
+    page = tl.load(table_ptr + position // paging.PAGE_SIZE).to(tl.int64)
     half, dim = tl.arange(0, HALF_PAD), tl.arange(0, DIM_PAD)
     in_half, in_head = half < HALF, dim < size
     cos = tl.load(cos_ptr + position * HALF + half, in_half, other=0.0)
@@ -250,9 +269,12 @@ def _decode_attention_kernel(
     is_key = (member == group)[:, None]
     norm_first, norm_second = None, None
     if q_norm_ptr is not None:
-        norm_ptr = tl.where(is_key, k_norm_ptr, q_norm_ptr) + half[None, :]
-        norm_first = tl.load(norm_ptr, in_half[None, :], other=0.0)
-        norm_second = tl.load(norm_ptr + HALF, in_half[None, :], other=0.0)
+        q_norm_first = tl.load(q_norm_ptr + half, in_half, other=0.0)[None, :]
+        q_norm_second = tl.load(q_norm_ptr + HALF + half, in_half, other=0.0)[None, :]
+        k_norm_first = tl.load(k_norm_ptr + half, in_half, other=0.0)[None, :]
+        k_norm_second = tl.load(k_norm_ptr + HALF + half, in_half, other=0.0)[None, :]
+        norm_first = tl.where(is_key, k_norm_first, q_norm_first)
+        norm_second = tl.where(is_key, k_norm_second, q_norm_second)
     await_previous(PDL)
 
     qkv_row = sequence.to(tl.int64) * (q_heads + 2 * kv_heads) * size
@@ -279,15 +301,6 @@ def _decode_attention_kernel(
         acc = tl.zeros((GROUP_PAD, DIM_PAD), tl.float32)
         row_sum = tl.zeros((GROUP_PAD,), tl.float32)
         row_max = tl.full((GROUP_PAD,), -1.0e30, tl.float32)
-        if split == splits - 1:  # the new token: a block of its own, from the tile of queries and key
-            acc, row_sum, row_max = _attend(
-                acc, row_sum, row_max, q_first, q_second, q_first, q_second, new_value, member == group, scale
-            )
-            page = tl.load(table_ptr + position // paging.PAGE_SIZE).to(tl.int64)
-            row = (page * paging.PAGE_SIZE + position % paging.PAGE_SIZE) * row_size + 0 * member[:, None]
-            tl.store(k_ptr + row + half[None, :], q_first, is_key & in_half[None, :])
-            tl.store(k_ptr + row + HALF + half[None, :], q_second, is_key & in_half[None, :])
-            tl.store(v_ptr + row + dim[None, :], new_value, is_key & in_head[None, :])
         for start in tl.range(split * length, end, BLOCK_N, num_stages=STAGES):
             if not EARLY:
                 first, second, value = _load_block(
@@ -306,6 +319,14 @@ def _decode_attention_kernel(
                     tl.minimum((following + 1) * length, position), row_size,
                     HALF, HALF_PAD, DIM_PAD, BLOCK_N,
                 )  # fmt: skip
+        if split == splits - 1:  # the new token, its key and value from the tiles
+            acc, row_sum, row_max = _attend(
+                acc, row_sum, row_max, q_first, q_second, q_first, q_second, new_value, member == group, scale
+            )
+            row = (page * paging.PAGE_SIZE + position % paging.PAGE_SIZE) * row_size + 0 * member[:, None]
+            tl.store(k_ptr + row + half[None, :], q_first, is_key & in_half[None, :])
+            tl.store(k_ptr + row + HALF + half[None, :], q_second, is_key & in_half[None, :])
+            tl.store(v_ptr + row + dim[None, :], new_value, is_key & in_head[None, :])
         if not SHARED:
             total_acc, total_sum, total_max = _merge(total_acc, total_sum, total_max, acc, row_sum, row_max)
         elif splits == 1:
@@ -350,19 +371,22 @@ def rule(head_dim: int, dtype: torch.dtype, where: Target, *, few: bool) -> Opti
     threads = 256 if large else 128
     if few:
         return _early(block_n, 64, threads, where)
-    return _staged(block_n, 128, threads, 1 if where.hip or large else 2, 4, where)
+    return _staged(block_n, 128, threads, 1 if where.hip or large else 2, 0, 4, where)
 
 
 def _early(block_n: int, min_split: int, threads: int, where: Target) -> Options:
-    return _staged(block_n, min_split, threads, 1, 4, where) | {"EARLY": 1}
+    return _staged(block_n, min_split, threads, 1, 0, 4, where) | {"EARLY": 1}
 
 
-def _staged(block_n: int, min_split: int, threads: int, stages: int, programs: int, where: Target) -> Options:
+def _staged(
+    block_n: int, min_split: int, threads: int, stages: int, prefetch: int, programs: int, where: Target
+) -> Options:
     return {
         "BLOCK_N": block_n,
         "MIN_SPLIT": min_split,
         "STAGES": stages,
         "EARLY": 0,
+        "PREFETCH": prefetch,
         "PROGRAMS": programs,
         "num_warps": where.warps(threads),
         "num_stages": 1,
@@ -376,9 +400,9 @@ def candidates(head_dim: int, where: Target, *, few: bool) -> Iterator[Options]:
             if block_n <= min_split and 16 <= block_n * head_dim // threads <= 64:
                 yield _early(block_n, min_split, threads, where)
     else:
-        for block_n, min_split, threads, stages in product((32, 64), (128, 256), (64, 128), (2, 3)):
-            for programs in (4, 8):
-                yield _staged(block_n, min_split, threads, stages, programs, where)
+        tried = product((32, 64), (128, 256), (64, 128), (2, 3), (0, 64, 128) if where.pdl else (0,), (4, 8))
+        for block_n, min_split, threads, stages, prefetch, programs in tried:
+            yield _staged(block_n, min_split, threads, stages, prefetch, programs, where)
 
 
 class Scratch:
@@ -446,6 +470,8 @@ def triton_decode_attention(
     space = scratch(batch, q_heads, kv_heads, head_dim, qkv.device)
     options = dict(tile(head_dim, group, k_cache.dtype, where, norm=q_norm is not None, few=few))
     shares = share_count(batch, kv_heads, options.pop("PROGRAMS"), where)
+    if not where.pdl:  # the instruction came with it
+        options["PREFETCH"] = 0
     chain = {"PDL": 0} if one_sequence else where.chain(early=batch == 1)
     launch = partial(
         _decode_attention_kernel[(batch, kv_heads, shares)],

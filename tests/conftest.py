@@ -34,6 +34,44 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# What Qwen3's template does about thinking: the switch closes an empty block in the prompt, and only turns
+# after the last question keep their thinking.
+THINKING_TEMPLATE = """\
+{%- set ns = namespace(last_question=-1) -%}
+{%- for message in messages -%}
+  {%- if message.role == 'user' -%}{%- set ns.last_question = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
+{%- for message in messages -%}
+  {{- '<|im_start|>' + message.role + '\\n' -}}
+  {%- if message.role != 'assistant' -%}
+    {{- message.content -}}
+  {%- else -%}
+    {%- set thinking, content = message.reasoning_content or '', message.content -%}
+    {%- if not thinking and '</think>' in content -%}
+      {%- set thinking = content.split('</think>')[0].split('<think>')[-1] -%}
+      {%- set content = content.split('</think>')[-1].lstrip('\\n') -%}
+    {%- endif -%}
+    {%- if loop.index0 > ns.last_question and (loop.last or thinking) -%}
+      {{- '<think>\\n' + thinking.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') -}}
+    {%- else -%}
+      {{- content -}}
+    {%- endif -%}
+  {%- endif -%}
+  {{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|im_start|>assistant\\n' -}}
+  {%- if enable_thinking is defined and not enable_thinking -%}
+    {{- '<think>\\n\\n</think>\\n\\n' -}}
+  {%- endif -%}
+{%- endif -%}
+"""
+THINKING_TEMPLATES = {
+    "optional": THINKING_TEMPLATE,
+    # Of models that cannot but think: the prompt opens the thinking of every reply.
+    "always": CHAT_TEMPLATE.replace("assistant\n'", "assistant\n<think>\n'"),
+}
+THINKING_TOKENS = ["<think>", "</think>"]
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 VOCAB_SIZE = 384
 
@@ -116,7 +154,8 @@ class MakeCheckpoint(Protocol):
     `architecture` is LlamaForCausalLM (llama3 rope scaling, untied head), Qwen2ForCausalLM (q/k/v bias) or
     Qwen3ForCausalLM (q/k norm, head_dim 32 with hidden 64); `config_overrides` are fields of the config,
     such as tie_word_embeddings=True. The weights depend on `seed` alone. `max_shard_size` as in
-    save_pretrained; `dtype` is float32, float16 or bfloat16.
+    save_pretrained; `dtype` is float32, float16 or bfloat16. `thinking` (optional or always) is that
+    of the chat template, and gives the tokenizer <think> and </think>, which are not special, as in Qwen3's.
     """
 
     def __call__(
@@ -127,31 +166,34 @@ class MakeCheckpoint(Protocol):
         seed: int = 0,
         dtype: str = "float32",
         max_shard_size: int | str = "5GB",
+        thinking: str | None = None,
         **config_overrides: Any,
     ) -> Path: ...
 
 
-def make_tokenizer() -> Any:
+def make_tokenizer(thinking: str | None = None) -> Any:
     """A byte-level BPE tokenizer with a ChatML template, as Qwen's is built; every text round-trips."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    added = THINKING_TOKENS if thinking else []
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=VOCAB_SIZE - len(added),
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS * 4, trainer)
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in added])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=THINKING_TEMPLATES[thinking] if thinking else CHAT_TEMPLATE,
     )
 
 
@@ -174,6 +216,7 @@ def make_checkpoint() -> MakeCheckpoint:
         seed: int = 0,
         dtype: str = "float32",
         max_shard_size: int | str = "5GB",
+        thinking: str | None = None,
         **config_overrides: Any,
     ) -> Path:
         model_class = getattr(transformers, architecture)
@@ -189,7 +232,7 @@ def make_checkpoint() -> MakeCheckpoint:
                     elif "norm" in name:
                         parameter.uniform_(0.5, 1.5)
         model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=max_shard_size)
-        make_tokenizer().save_pretrained(directory)
+        make_tokenizer(thinking).save_pretrained(directory)
         write_generation_config(directory)
         return directory
 

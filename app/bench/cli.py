@@ -307,6 +307,25 @@ def speculate(
 
 
 @bench.command()
+def profile(
+    ctx: typer.Context,
+    model: Model = None,
+    shape: Shape = None,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Requests at once.")] = 1,
+    prompt_tokens: PromptTokens = 128,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Each launch of a decode step on a GPU: time, rate, gaps; and how long the host waits."""
+    with _session(ctx, model, shape, device, dtype, as_json, out) as (subject, tell, publish):
+        from .profile import measure
+
+        publish(measure(subject, batch=batch, prompt_tokens=prompt_tokens, tell=tell))
+
+
+@bench.command()
 def tune(
     model: Model = None,
     shape: Shape = None,

@@ -24,6 +24,7 @@ from ..controller import (
     PromptRead,
     PromptReturned,
     TextAdded,
+    ThinkingAdded,
     TurnAdded,
     TurnChanged,
     TurnRemoved,
@@ -85,6 +86,10 @@ class ChatScreen(Screen[None]):
                 if turn.role == "assistant" and self.controller.loading:
                     return  # the load's progress stays in view
                 self._telemetry.show("Waiting for the engine")
+            case ThinkingAdded(turn, tokens, rate):
+                if reply := self._transcript.reply(turn):
+                    reply.think()
+                self._telemetry.show_decode(tokens, rate)
             case TextAdded(turn, text, tokens, rate):
                 if reply := self._transcript.reply(turn):
                     await reply.append(text)

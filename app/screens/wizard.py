@@ -19,7 +19,17 @@ from textual.widgets import Button, ContentSwitcher, Static
 from textual.worker import Worker
 
 from ...converter import Cancelled, Done, Notice, Progress, SourceInfo, convert, inspect
-from ...engine.events import Event, Failed, Finished, Loaded, LoadFailed, LoadProgress, ModelInfo, TextDelta
+from ...engine.events import (
+    Event,
+    Failed,
+    Finished,
+    Loaded,
+    LoadFailed,
+    LoadProgress,
+    ModelInfo,
+    TextDelta,
+    ThinkingDelta,
+)
 from ...engine.request import GenerationRequest, Message, SamplingParams
 from ...models.checkpoint import Checkpoint
 from ...models.errors import UserError
@@ -313,11 +323,13 @@ class WizardScreen(Screen[str | None]):
     async def _ask(self, step: TryStep) -> None:
         sink, events = _channel()
         params = SamplingParams(temperature=0, max_new_tokens=_ANSWER_TOKENS)
-        self._request = self._engine.submit(GenerationRequest((Message("user", QUESTION),), params), sink)
+        # Without thinking, where the model can: so few tokens would not reach the answer.
+        request = GenerationRequest((Message("user", QUESTION),), params, thinking=False)
+        self._request = self._engine.submit(request, sink)
         try:
             while True:
                 event = await events.get()
-                if isinstance(event, TextDelta):
+                if isinstance(event, TextDelta | ThinkingDelta):
                     step.add(event.text)
                 elif isinstance(event, Failed):
                     step.failed(event.message, "Start chatting anyway")
@@ -327,7 +339,7 @@ class WizardScreen(Screen[str | None]):
                     break
         finally:
             self._request = None
-        if not event.text.strip() and event.reason != "cancelled":
+        if not (event.text + event.thinking.text).strip() and event.reason != "cancelled":
             step.failed(
                 "The model gave an empty answer: its weights may be damaged.", "Start chatting anyway"
             )

@@ -17,8 +17,8 @@ _OPENED = ("http://", "https://", "mailto:")
 def make_parser() -> MarkdownIt:
     """A Markdown parser that drops nothing of a reply.
 
-    HTML is shown as the text it is (Textual has no widget for it and would leave it out, thoughts between
-    `<think>` tags included), and a single newline is kept, as the model meant it.
+    HTML is shown as the text it is (Textual has no widget for it and would leave it out), and a single
+    newline is kept, as the model meant it.
     """
     parser = MarkdownIt("gfm-like", {"html": False})
     parser.core.ruler.push("keep_newlines", _keep_newlines)

@@ -10,6 +10,7 @@ from textual.widgets import Static
 from ..database import Turn
 from ..text import inert
 from .markdown import ReplyMarkdown
+from .thinking import ThinkingBlock
 
 
 class UserMessage(Static):
@@ -21,30 +22,44 @@ class UserMessage(Static):
 
 
 class ReplyMessage(Vertical):
-    """A reply: its Markdown while and after it is written, how it ended, and what can be done then."""
+    """A reply: thinking and Markdown while and after they come, how it ended, and what can be done then."""
 
     def __init__(self, turn: Turn) -> None:
         super().__init__()
         self.turn = turn
+        self._thinking = ThinkingBlock()
         self._body = ReplyMarkdown(inert(turn.text))
         self._outcome = Static(classes="outcome", markup=False)
 
     def compose(self) -> ComposeResult:
+        yield self._thinking
         yield self._body
         yield self._outcome
 
     def on_mount(self) -> None:
+        self._show_thinking()
         self._show_outcome()
 
+    def think(self) -> None:
+        """More of the thinking has come."""
+        self._show_thinking()
+        self._outcome.display = False
+
     async def append(self, text: str) -> None:
-        """More of the reply has come."""
+        """More of the answer has come."""
+        self._show_thinking()
         await self._body.stream(inert(text))
         self._outcome.display = False
 
     async def refresh_turn(self) -> None:
         """Show the turn as it is now: after its end, or set back for another try."""
+        self._show_thinking()
         await self._body.show(inert(self.turn.text))
         self._show_outcome()
+
+    def _show_thinking(self) -> None:
+        turn = self.turn
+        self._thinking.show(turn.thinking, running=turn.status == "streaming" and not turn.text)
 
     def _show_outcome(self) -> None:
         turn = self.turn
@@ -58,7 +73,7 @@ class ReplyMessage(Vertical):
         parts = [Content.styled(inert(reason), style)] if reason else []
         if turn.status in ("stopped", "length", "error"):
             offers = [_offer("Try again", "Ctrl+R", "regenerate")]
-            if turn.text:
+            if turn.has_begun:
                 offers.insert(0, _offer("Continue", "Ctrl+G", "continue_reply"))
             parts.append(Content("   ").join(offers))
         between = "   " if turn.status == "stopped" else "\n"

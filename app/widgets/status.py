@@ -7,7 +7,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from ...engine.events import ModelInfo, Usage
-from ..text import one_line
+from ..text import format_tokens, one_line
 
 NEARLY_FULL = 0.8
 
@@ -16,10 +16,6 @@ def bar(fraction: float, cells: int, style: str) -> Content:
     """A bar of which `fraction` is filled."""
     filled = round(max(0.0, min(1.0, fraction)) * cells)
     return Content.assemble(("━" * filled, style), ("━" * (cells - filled), "$border-blurred"))
-
-
-def _tokens(count: int) -> str:
-    return f"{count:,} token{'s' if count != 1 else ''}"
 
 
 class Header(Static):
@@ -84,11 +80,11 @@ class Telemetry(Static):
 
     def show_decode(self, tokens: int, tokens_per_s: float) -> None:
         rate = f"{tokens_per_s:.1f} tok/s" if tokens_per_s else "…"
-        self.update(Content.assemble((rate, "bold $text-primary"), f" · {_tokens(tokens)}"))
+        self.update(Content.assemble((rate, "bold $text-primary"), f" · {format_tokens(tokens)}"))
 
     def show_usage(self, usage: Usage) -> None:
         """The figures of a finished reply."""
-        parts = [_tokens(usage.completion_tokens)]
+        parts = [format_tokens(usage.completion_tokens)]
         if usage.decode_tokens_per_s:
             parts.append(f"{usage.decode_tokens_per_s:.1f} tok/s")
         parts.append(f"first token {usage.ttft_s:.2f} s")

@@ -34,6 +34,8 @@ from lite_llama.engine.events import (
     PrefillProgress,
     Queued,
     TextDelta,
+    Thinking,
+    ThinkingDelta,
     Usage,
 )
 from lite_llama.engine.request import GenerationRequest, Message
@@ -46,6 +48,7 @@ class Reply:
     """What the fake engine answers to one request; see FakeEngine.reply."""
 
     chunks: tuple[str, ...]
+    thinking: tuple[str, ...]
     delay: float
     reason: FinishReason
     error: str | None
@@ -58,7 +61,8 @@ class FakeEngine(EngineThread):
 
     `engine.reply("Hel", "lo")` queues the answer to the next request (without one it answers "Fine.");
     `engine.requests`, `engine.loads` and `engine.cancelled` record what the app asked for. Figures are
-    fixed: TTFT 0.25 s, 20 tokens/s, one token per chunk, seed 7. A token is a word, plus four per message.
+    fixed: TTFT 0.25 s, 20 tokens/s, one token per chunk, half a second per chunk of thinking, seed 7. A token
+    of a prompt is a word, plus four per message.
     """
 
     def __init__(self, max_context: int = 2048) -> None:
@@ -85,6 +89,7 @@ class FakeEngine(EngineThread):
     def reply(
         self,
         *chunks: str,
+        thinking: Sequence[str] = (),
         delay: float = 0.0,
         reason: FinishReason = "stop",
         error: str | None = None,
@@ -93,11 +98,12 @@ class FakeEngine(EngineThread):
     ) -> None:
         """Queue the answer to the next request.
 
-        delay: seconds before each chunk; reason: why it ends; error: fail with this message after the
-        chunks; refuse: fail with this message before the first event, as a prompt that is too long does;
-        hold_after: wait after that many chunks until `release()` or a cancel.
+        thinking: chunks that come before the others; delay: seconds before each chunk; reason: why it ends;
+        error: fail with this message after the chunks; refuse: fail with this message before the first
+        event, as a prompt that is too long does; hold_after: wait after that many chunks, those of the
+        thinking included, until `release()` or a cancel.
         """
-        self._replies.append(Reply(chunks, delay, reason, error, refuse, hold_after))
+        self._replies.append(Reply(chunks, tuple(thinking), delay, reason, error, refuse, hold_after))
 
     def release(self) -> None:
         """Let a reply that holds go on."""
@@ -131,7 +137,9 @@ class FakeEngine(EngineThread):
         self.requests.append(request)
         request_id = len(self.requests)
         self._cancels[request_id] = threading.Event()
-        reply = self._replies.popleft() if self._replies else Reply(("Fine.",), 0, "stop", None, None, None)
+        reply = (
+            self._replies.popleft() if self._replies else Reply(("Fine.",), (), 0, "stop", None, None, None)
+        )
         self._start(self._play, request_id, request, reply, sink)
         return request_id
 
@@ -202,7 +210,8 @@ class FakeEngine(EngineThread):
         sink(PrefillProgress(request_id, prompt // 2, prompt))
         sink(PrefillProgress(request_id, prompt, prompt))
         done = 0
-        for chunk in reply.chunks:
+        chunks, thoughts = (*reply.thinking, *reply.chunks), len(reply.thinking)
+        for chunk in chunks:
             if done == reply.hold_after:
                 self._hold(cancel)
             if reply.delay:
@@ -210,18 +219,24 @@ class FakeEngine(EngineThread):
             if cancel.is_set() or self._crash:
                 break
             done += 1
-            sink(TextDelta(request_id, chunk, done, time.monotonic(), 20.0 if done > 1 else 0.0))
-        if reply.hold_after == len(reply.chunks):
+            figures = (done, time.monotonic(), 20.0 if done > 1 else 0.0)
+            if done <= thoughts:
+                sink(ThinkingDelta(request_id, chunk, done, done * 0.5, *figures))
+            else:
+                sink(TextDelta(request_id, chunk, *figures))
+        if reply.hold_after == len(chunks):
             self._hold(cancel)
-        text = "".join(reply.chunks[:done])
+        text = "".join(reply.chunks[: max(0, done - thoughts)])
+        thought = min(done, thoughts)
+        thinking = Thinking("".join(reply.thinking[:thought]), thought, thought * 0.5)
         error = self._crash or reply.error
         if error is not None and not cancel.is_set():
             self._crash = None
-            sink(Failed(request_id, error, text))
+            sink(Failed(request_id, error, text, thinking))
             return
         reason = "cancelled" if cancel.is_set() else reply.reason
         usage = Usage(prompt, 0, done, 0.25, 20.0 if done > 1 else 0.0, 1.0, 7)
-        sink(Finished(request_id, reason, text, tuple(range(done)), usage))
+        sink(Finished(request_id, reason, text, tuple(range(done)), usage, thinking))
 
     def _hold(self, cancel: threading.Event) -> None:
         while not cancel.is_set() and not self._release.wait(0.005):

@@ -28,6 +28,7 @@ from lite_llama.app.tui import LiteLlamaApp, recognise_alt_enter
 from lite_llama.app.widgets.markdown import PAGE_LINES, ReplyFence, ReplyMarkdown
 from lite_llama.app.widgets.message import ReplyMessage, UserMessage
 from lite_llama.app.widgets.prompt import NEW_LINE_KEYS, PromptInput
+from lite_llama.app.widgets.thinking import ThinkingBlock, ThinkingTitle
 from lite_llama.app.widgets.transcript import SHOWN_TURNS, Transcript
 
 
@@ -298,6 +299,126 @@ async def test_the_transcript_follows_until_the_user_scrolls_away(chat, engine):
         await c.until(lambda: transcript.scroll_y == transcript.max_scroll_y)
         await c.ask("More")
         await c.until(lambda: transcript.scroll_y == transcript.max_scroll_y)
+
+
+# Thinking
+
+
+def title_of_thinking(c):
+    return c.text_of("ThinkingTitle")
+
+
+def thoughts(c):
+    """The text of the open blocks."""
+    return [str(text.render()) for text in c.app.screen.query(".thoughts").results(Static) if text.display]
+
+
+async def test_thinking_is_one_line_until_it_is_opened(chat, engine):
+    engine.reply("Yes", ".", thinking=["\nHm, ", "[b]well[/b]\x1b[2J", "."], hold_after=2)
+    async with chat() as c:
+        block = c.app.screen.query(ThinkingBlock)
+        await c.send("Hi")
+        await c.until(lambda: block and title_of_thinking(c) == "▸ Thinking… 1.0 s · 2 tokens")
+        assert c.text_of("#telemetry") == "20.0 tok/s · 2 tokens"
+        assert not c.app.screen.query(".outcome").last().display
+        engine.release()
+        await c.replied()
+        assert title_of_thinking(c) == "▸ Thought for 1.5 s · 3 tokens"
+        assert c.shown() == ["Hi", "Yes."]
+        assert thoughts(c) == []
+
+        await c.pilot.click("ThinkingTitle")
+        await c.until(lambda: thoughts(c) == ["Hm, [b]well[/b][2J."])
+        assert title_of_thinking(c) == "▾ Thought for 1.5 s · 3 tokens"
+        assert c.app.focused is c.prompt  # one goes on typing
+        await c.pilot.click("ThinkingTitle")
+        await c.until(lambda: thoughts(c) == [])
+
+
+async def test_thinking_is_reached_by_keys(chat, engine):
+    async with chat() as c:
+        for answer in ("One.", "Two."):
+            engine.reply(answer, thinking=[f"about {answer}"])
+            await c.ask("Hi")
+        await c.pilot.press("shift+tab", "enter")
+        await c.until(lambda: thoughts(c) == ["about Two."])
+        await c.pilot.press("shift+tab", "space")
+        await c.until(lambda: thoughts(c) == ["about One.", "about Two."])
+        await c.pilot.press("enter", "tab", "tab")
+        await c.until(lambda: thoughts(c) == ["about Two."])
+        assert c.app.focused is c.prompt
+
+
+async def test_without_thinking_there_is_no_block(chat, engine):
+    async with chat() as c:
+        await c.ask("Hi")
+        assert not c.app.screen.query_one(ThinkingBlock).display
+        await c.pilot.press("shift+tab")
+        assert not isinstance(c.app.focused, ThinkingTitle)
+
+
+async def test_an_open_block_follows_the_thinking(chat, engine):
+    engine.reply("Yes.", thinking=["Hm", ", well", "."], hold_after=1)
+    async with chat() as c:
+        await c.send("Hi")
+        await c.until(lambda: c.app.screen.query(ThinkingBlock) and "1 token" in title_of_thinking(c))
+        await c.pilot.click("ThinkingTitle")
+        await c.until(lambda: thoughts(c) == ["Hm"])
+        engine.release()
+        await c.replied()
+        assert thoughts(c) == ["Hm, well."]
+
+
+async def test_a_block_opened_above_a_long_answer_stays_in_view(chat, engine):
+    engine.reply("Yes.", thinking=[f"thought {number}\n" for number in range(60)])
+    async with chat() as c:
+        await c.ask("Hi")
+        before = c.app.screen.query_one(ThinkingTitle).region
+        await c.pilot.press("shift+tab", "enter")
+        await c.until(lambda: c.app.screen.query_one(Transcript).max_scroll_y > 0)
+        await c.pilot.pause()
+        title = c.app.screen.query_one(ThinkingTitle)
+        assert c.app.screen.query_one(Transcript).region.contains_region(title.region)
+        assert title.region.width == before.width
+        engine.reply("More.")
+        await c.pilot.press("tab")
+        await c.ask("And?")
+        transcript = c.app.screen.query_one(Transcript)
+        await c.until(lambda: transcript.scroll_y == transcript.max_scroll_y)
+
+
+async def test_stopped_thinking_goes_on_with_ctrl_g_and_starts_over_with_ctrl_r(chat, engine):
+    engine.reply("never", thinking=["Hm", "never"], hold_after=1)
+    async with chat() as c:
+        await c.send("Hi")
+        await c.until(lambda: c.app.screen.query(ThinkingBlock) and "1 token" in title_of_thinking(c))
+        await c.pilot.press("escape")
+        await c.replied()
+        assert title_of_thinking(c) == "▸ Thought for 0.5 s · 1 token"
+        assert c.text_of(".outcome") == "Stopped   Continue Ctrl+G   Try again Ctrl+R"
+        engine.reply("Yes.", thinking=[", well."])
+        await c.pilot.press("ctrl+g")
+        await c.until(lambda: c.shown()[-1] == "Yes.")
+        await c.replied()
+        assert title_of_thinking(c) == "▸ Thought for 1.0 s · 2 tokens"
+        engine.reply("No.")
+        await c.pilot.press("ctrl+r")
+        await c.until(lambda: c.shown()[-1] == "No.")
+        assert not c.app.screen.query_one(ThinkingBlock).display
+
+
+async def test_a_reopened_conversation_has_its_thinking(chat, engine):
+    engine.reply("Yes.", thinking=["Hm", "."])
+    async with chat() as c:
+        await c.ask("Hi")
+        conversation = c.app.controller.conversation.id
+        await c.pilot.press("ctrl+n")
+        await c.until(lambda: c.shown() == [])
+        await c.app.controller.open_conversation(conversation)
+        await c.until(lambda: c.shown() == ["Hi", "Yes."])
+        assert title_of_thinking(c) == "▸ Thought for 1.0 s · 2 tokens"
+        await c.pilot.press("shift+tab", "enter")
+        await c.until(lambda: thoughts(c) == ["Hm."])
 
 
 # Images

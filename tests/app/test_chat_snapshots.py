@@ -21,6 +21,14 @@ def count(herd: list[str]) -> int:
 |------|--------|
 | Ana  | 120 kg |
 """
+THOUGHTS = """
+The user asks about llamas, with code. What matters about them?
+
+1. They are camelids, and domesticated: the herd could be counted in the code.
+2. Sounds and loads are what most people do not know.
+
+A short list, a function and a table will do.
+"""
 QUESTION = "Tell me about llamas.\nWith code, please."
 DARK, LIGHT = "lite-llama-dark", "lite-llama-light"
 SMALL, LARGE = (80, 24), (160, 48)
@@ -35,6 +43,13 @@ def play(engine, state):
     if state == "error":
         engine.reply("Llamas are", error="The GPU ran out of memory: load a smaller model.")
         return "Ready"
+    if state in ("thinking", "thought", "thoughts"):
+        thinking = [THOUGHTS[i : i + 6] for i in range(0, len(THOUGHTS), 6)]
+        held = len(thinking) // 2 if state == "thinking" else None
+        engine.reply("**Llamas** are domesticated camelids.", thinking=thinking, hold_after=held)
+        tokens = held or len(thinking) + 1
+        rate = "20.0 tok/s"
+        return f"{rate} · {tokens} tokens" if held else f"{tokens} tokens · {rate} · first token 0.25 s"
     engine.reply(*pieces)
     return f"{len(pieces)} tokens · 20.0 tok/s · first token 0.25 s"
 
@@ -50,6 +65,10 @@ def play(engine, state):
         ("finished", LARGE, LIGHT),
         ("error", SMALL, LIGHT),
         ("error", LARGE, DARK),
+        ("thinking", SMALL, DARK),
+        ("thought", SMALL, LIGHT),
+        ("thoughts", SMALL, DARK),
+        ("thoughts", LARGE, LIGHT),
         ("help", SMALL, DARK),
         ("conversations", SMALL, LIGHT),
     ],
@@ -78,10 +97,12 @@ def test_chat_looks_as_accepted(
         prompt.text = QUESTION
         await pilot.press("enter")
         await until(pilot, says(expected))
-        if state != "streaming":
+        if state not in ("streaming", "thinking"):
             await until(pilot, lambda: not app.controller.replying)
             used = engine.count_tokens(app.controller._messages(app.controller.conversation.turns))
             await until(pilot, lambda: f" {used} / 2,048" in str(app.query_one("#context").render()))
+        if state == "thoughts":
+            await pilot.press("shift+tab", "enter")
         if state in ("help", "conversations"):
             await pilot.press("f1" if state == "help" else "ctrl+o")
             await until(pilot, lambda: app.screen.query("#dialog"))

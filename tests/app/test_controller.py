@@ -18,6 +18,7 @@ from lite_llama.app.controller import (
     ModelReady,
     PromptReturned,
     TextAdded,
+    ThinkingAdded,
     Told,
     TurnAdded,
     TurnChanged,
@@ -25,6 +26,7 @@ from lite_llama.app.controller import (
 )
 from lite_llama.app.database import Conversation, Database, Turn
 from lite_llama.app.settings import Settings
+from lite_llama.engine.events import Thinking
 from lite_llama.engine.request import Message
 
 
@@ -474,3 +476,94 @@ async def test_close_does_not_wait_for_an_engine_that_hangs(desk, engine, paths,
     stored = await again.load(desk.controller.conversation.id)
     await again.close()
     assert (stored.turns[-1].text, stored.turns[-1].status) == ("half", "stopped")
+
+
+# Thinking
+
+
+async def test_thinking_is_told_kept_and_saved_apart_from_the_answer(desk, engine):
+    engine.reply("Yes", ".", thinking=("Hm", ", well"), delay=0.06)
+    await desk.controller.send("Hi")
+    await desk.replied()
+    reply = desk.controller.last_reply
+    assert (reply.text, reply.thinking) == ("Yes.", Thinking("Hm, well", 2, 1.0))
+    kinds = [type(event) for event in desk.told if isinstance(event, ThinkingAdded | TextAdded)]
+    assert kinds == sorted(kinds, key=[ThinkingAdded, TextAdded].index)
+    assert set(kinds) == {ThinkingAdded, TextAdded}
+    assert desk.of(ThinkingAdded)[-1].tokens_per_s == 20.0
+    assert "".join(event.text for event in desk.of(TextAdded)) in "Yes."
+    assert (await desk.stored()).turns == desk.controller.conversation.turns
+
+
+async def test_the_next_request_holds_the_answers_only(desk, engine):
+    engine.reply("Yes.", thinking=("Hm",))
+    await desk.controller.send("a")
+    await desk.replied()
+    engine.reply("never", thinking=("Hm", "m"), hold_after=1)
+    await desk.controller.send("b")
+    await desk.until(lambda: desk.controller.last_reply.thinking.text == "Hm")
+    await desk.controller.cancel()
+    await desk.controller.send("c")
+    await desk.replied()
+    assert engine.requests[-1].messages == (
+        Message("user", "a"),
+        Message("assistant", "Yes."),
+        Message("user", "b"),
+        Message("user", "c"),
+    )
+
+
+async def test_thinking_that_was_stopped_goes_on(desk, engine):
+    engine.reply("never", thinking=("Hm", ", well", "never"), hold_after=2)
+    await desk.controller.send("Hi")
+    await desk.until(lambda: desk.controller.last_reply.thinking.text == "Hm, well")
+    await desk.controller.cancel()
+    assert desk.turns[-1] == ("assistant", "", "stopped")
+    assert (await desk.stored()).turns[-1].thinking == Thinking("Hm, well", 2, 1.0)
+    assert desk.controller.can_continue
+
+    engine.reply("Ye", "never", thinking=(", so",), hold_after=2)
+    await desk.controller.continue_reply()
+    await desk.until(lambda: desk.controller.last_reply.text == "Ye")
+    await desk.controller.cancel()
+    assert engine.requests[-1].continue_last
+    assert engine.requests[-1].messages[1:] == (Message("assistant", "", "Hm, well"),)
+    assert desk.controller.last_reply.thinking == Thinking("Hm, well, so", 3, 1.5)
+
+    engine.reply("s.")
+    await desk.controller.continue_reply()
+    await desk.replied()
+    assert engine.requests[-1].messages[1:] == (Message("assistant", "Ye", "Hm, well, so"),)
+    reply = desk.controller.last_reply
+    assert (reply.text, reply.status, reply.thinking) == (
+        "Yes.",
+        "complete",
+        Thinking("Hm, well, so", 3, 1.5),
+    )
+    assert (await desk.stored()).turns == desk.controller.conversation.turns
+
+
+async def test_a_retry_thinks_anew_and_a_refused_one_leaves_the_thinking(desk, engine):
+    engine.reply("Yes.", thinking=("Hm",), error="The GPU fell over.")
+    await desk.controller.send("Hi")
+    await desk.replied()
+    before = desk.controller.last_reply.thinking
+    assert before == Thinking("Hm", 1, 0.5)
+    engine.reply(refuse="The context is full.")
+    await desk.controller.regenerate()
+    await desk.replied()
+    assert desk.controller.last_reply.thinking == before
+    assert (await desk.stored()).turns[-1].thinking == before
+    engine.reply("No.")
+    await desk.controller.regenerate()
+    await desk.replied()
+    assert desk.controller.last_reply.thinking == Thinking()
+    assert (await desk.stored()).turns[-1].thinking == Thinking()
+
+
+@pytest.mark.parametrize(("setting", "wish"), [("auto", None), ("on", True), ("off", False)])
+async def test_the_setting_switches_thinking(desk, engine, setting, wish):
+    desk.controller.set_settings(Settings.model_validate({"thinking": setting}))
+    await desk.controller.send("Hi")
+    await desk.replied()
+    assert engine.requests[-1].thinking is wish

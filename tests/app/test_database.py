@@ -1,12 +1,13 @@
 """Conversations on disk: what is saved comes back, whatever state the file is in."""
 
+import contextlib
 import sqlite3
 
 import pytest
 
 from lite_llama.app import database
 from lite_llama.app.database import Conversation, DamagedError, Database, Turn, open_or_replace
-from lite_llama.engine.events import Usage
+from lite_llama.engine.events import Thinking, Usage
 from lite_llama.models.errors import UserError
 
 
@@ -197,3 +198,33 @@ async def test_a_newer_file_is_left_alone(db, path, monkeypatch):
     assert notice is not None
     assert "newer version" in notice
     assert path.read_bytes() == before
+
+
+async def test_thinking_is_kept(db):
+    saved = talk("t", "q", "a")
+    saved.turns[1].thinking = Thinking("Hm,\nwell 🦙", 5, 1.25)
+    await db.save(saved, saved.turns)
+    assert await db.load(saved.id) == saved
+    saved.turns[1].thinking = Thinking()
+    await db.save(saved, saved.turns)
+    assert await db.load(saved.id) == saved
+
+
+async def test_a_file_from_before_thinking_is_migrated(path):
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        old.executescript(database.MIGRATIONS[0])
+        old.execute("INSERT INTO conversations VALUES ('c', 'Old', 1.0, 2.0, 'tiny', '{}', '')")
+        old.execute(
+            "INSERT INTO messages VALUES ('m', 'c', NULL, 0, 'assistant', 'Yes', 'complete', '', NULL, 1.0)"
+        )
+        old.execute("PRAGMA user_version = 1")
+        old.commit()
+    opened, notice = await open_or_replace(path)
+    assert notice is None
+    loaded = await opened.load("c")
+    assert loaded.turns == [Turn("assistant", "Yes", id="m", created=1.0)]
+    loaded.turns[0].thinking = Thinking("Hm", 1, 0.5)
+    await opened.save(loaded, loaded.turns)
+    assert await opened.load("c") == loaded
+    await opened.close()

@@ -455,6 +455,17 @@ async def test_failed_load_can_be_tried_again(app: Any, script: Script, engine: 
     assert app.results == ["SmolLM2-135M"]
 
 
+async def test_a_model_that_cannot_but_think_is_not_damaged(
+    app: Any, script: Script, engine: Any, until: Any
+):
+    engine.reply(thinking=["A computer", " is"], reason="length")
+    async with app.run_test() as pilot:
+        await to_the_test(pilot, script, until)
+        await until(pilot, lambda: button(app, "next") == "Start chatting ↵")
+        assert text(app, "#answer") == "A computer is"
+        assert engine.requests[-1].thinking is False
+
+
 async def test_escape_cancels_the_load_and_goes_back(app: Any, script: Script, engine: Any, until: Any):
     engine.load_hold.clear()
     async with app.run_test() as pilot:

@@ -31,6 +31,9 @@ from lite_llama.engine.events import (
     PrefillProgress,
     Queued,
     TextDelta,
+    Thinking,
+    ThinkingDelta,
+    ThinkingMode,
     Usage,
 )
 from lite_llama.engine.request import GenerationRequest
@@ -118,13 +121,15 @@ def add_model(home: Path) -> Callable[..., Path]:
 
 @dataclass
 class ScriptedEngine:
-    """Stands in for EngineThread: answers every request with `pieces`, one token each.
+    """Stands in for EngineThread: thinks `thoughts` and answers every request with `pieces`, one token each.
 
     It records what it was asked; `interrupt_after` presses Ctrl-C after that many pieces and then waits to
     be cancelled, as `interrupt_load` does during the load.
     """
 
     pieces: tuple[str, ...] = ("Hello", " there", ".")
+    thoughts: tuple[str, ...] = ()
+    thinking: ThinkingMode = "never"
     reason: FinishReason = "stop"
     defaults: dict[str, float | int] = field(default_factory=dict)
     load_error: str | None = None
@@ -181,6 +186,7 @@ class ScriptedEngine:
                         kv_bytes=1,
                         operators="reference",
                         defaults=self.defaults,
+                        thinking=self.thinking,
                     )
                 )
             )
@@ -188,19 +194,24 @@ class ScriptedEngine:
     def _answer(self, request_id: int, request: GenerationRequest, sink: Callable[[Event], object]) -> None:
         sink(Queued(request_id, 9))
         sink(PrefillProgress(request_id, 9, 9))
-        text, reason = "", self.reason
-        for count, piece in enumerate(self.pieces, start=1):
-            text += piece
-            sink(TextDelta(request_id, piece, count, float(count), 20.0))
+        text, thought, reason = "", Thinking(), self.reason
+        for count, piece in enumerate((*self.thoughts, *self.pieces), start=1):
+            if count <= len(self.thoughts):
+                thought += Thinking(piece, 1, 1.0)
+                sink(ThinkingDelta(request_id, piece, count, float(count), count, float(count), 20.0))
+            else:
+                text += piece
+                sink(TextDelta(request_id, piece, count, float(count), 20.0))
             if count == self.interrupt_after:
                 self._press_ctrl_c()
                 reason = "cancelled"
                 break
         if self.answer_error:
-            sink(Failed(request_id, self.answer_error, text))
+            sink(Failed(request_id, self.answer_error, text, thought))
             return
-        usage = Usage(9, 0, len(self.pieces), 0.25, 20.0, 0.5, request.params.seed or 7)
-        sink(Finished(request_id, reason, text, tuple(range(len(self.pieces))), usage))
+        total = len(self.thoughts) + len(self.pieces)
+        usage = Usage(9, 0, total, 0.25, 20.0, 0.5, request.params.seed or 7)
+        sink(Finished(request_id, reason, text, tuple(range(total)), usage, thought))
 
     def _press_ctrl_c(self) -> None:
         os.kill(os.getpid(), signal.SIGINT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,8 @@ def test_the_json_object(cli, engine, add_model):
     assert result.exit_code == 0
     assert json.loads(result.stdout) == {
         "text": "Hello there.",
+        "thinking": "",
+        "thinking_tokens": 0,
         "finish_reason": "stop",
         "prompt_tokens": 9,
         "completion_tokens": 3,
@@ -274,6 +277,89 @@ def test_a_reply_cannot_drive_the_terminal(monkeypatch):
     hostile = "a\x1b]0;owned\x07b\r\x9b2Jc\u200d\td\n"
     for stream, expected in ((Terminal(), "a]0;ownedb2Jc\u200d\td\n"), (io.StringIO(), hostile)):
         monkeypatch.setattr(sys, "stdout", stream)
-        with commands._whole_lines() as write:
-            write(hostile)
+        with closing(commands.ReplyPrinter()) as printer:
+            printer.answer(hostile)
         assert stream.getvalue() == expected
+
+
+# Thinking
+
+
+def test_thinking_is_no_part_of_stdout(cli, engine, add_model):
+    add_model("tiny")
+    engine.thinking, engine.thoughts = "optional", ("Hm", ", well")
+    result = cli("ask", "Hi")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello there.\n", "")
+
+
+def test_the_json_object_has_the_thinking(cli, engine, add_model):
+    add_model("tiny")
+    engine.thinking, engine.thoughts = "optional", ("Hm", ", well")
+    printed = json.loads(cli("ask", "Hi", "--json").stdout)
+    assert (printed["text"], printed["thinking"], printed["thinking_tokens"]) == (
+        "Hello there.",
+        "Hm, well",
+        2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "option", "wish"),
+    [
+        (None, None, None),
+        ("on", None, True),
+        ("off", None, False),
+        ("off", "--think", True),
+        ("on", "--no-think", False),
+        ("auto", "--think", True),
+    ],
+)
+def test_the_option_goes_before_the_setting(cli, engine, add_model, home, setting, option, wish):
+    add_model("tiny")
+    engine.thinking = "optional"
+    if setting:
+        write_settings(home, f'thinking = "{setting}"\n')
+    assert cli("ask", "Hi", *([option] if option else [])).exit_code == 0
+    assert engine.requests[0].thinking is wish
+
+
+def test_a_wish_that_the_model_cannot_fulfil(cli, fails, engine, add_model, home):
+    add_model("tiny")
+    assert fails("ask", "Hi", "--think") == "tiny has no thinking mode: ask without --think."
+    assert cli("ask", "Hi", "--no-think").exit_code == 0
+    engine.thinking = "always"
+    assert fails("ask", "Hi", "--no-think") == "tiny cannot answer without thinking: ask without --no-think."
+    assert cli("ask", "Hi", "--think").exit_code == 0
+    write_settings(home, 'thinking = "off"\n')  # a setting is for whichever model can follow it
+    assert cli("ask", "Hi").exit_code == 0
+
+
+def test_a_limit_that_is_reached_while_thinking_is_a_warning(cli, engine, add_model):
+    add_model("tiny")
+    engine.thinking, engine.thoughts, engine.pieces, engine.reason = "always", ("Hm", "m"), (), "length"
+    for options in ((), ("--json",)):
+        result = cli("ask", "Hi", *options)
+        assert result.exit_code == 0
+        assert result.stderr == (
+            "warning: the limit of 2 tokens was reached before the answer: allow more with --max-gen-len.\n"
+        )
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (("Yes", "."), "\x1b[2mHm\x1b[0m\x1b[2m, well[2J\x1b[0m\n\nYes.\n"),
+        ((), "\x1b[2mHm\x1b[0m\x1b[2m, well[2J\x1b[0m\n"),  # stopped before the answer
+    ],
+)
+def test_on_a_terminal_thinking_is_shown_dimmed(monkeypatch, answer, expected):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with closing(commands.ReplyPrinter()) as printer:
+        for piece in ("Hm", ", well\x1b[2J"):
+            printer.think(piece)
+        for piece in answer:
+            printer.answer(piece)
+    assert screen.getvalue() == expected

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lite_llama.app.bench import roofline, startup
+from lite_llama.app.bench import profile, roofline, startup
 from lite_llama.app.bench.first_token import main as first_token
 from lite_llama.app.bench.roofline import CopyBandwidth, kv_bytes, step_traffic, weight_bytes
 from lite_llama.app.bench.shapes import SHAPES
@@ -376,3 +376,37 @@ def test_ragged_lengths_are_the_same_each_time_and_bounded():
     assert lengths[0] >= 1
     assert 90 <= statistics.median(lengths) <= 110
     assert max(job.new_tokens for job in jobs) <= 160
+
+
+def test_a_profile_is_for_a_gpu(fails):
+    assert "A profile is taken on a GPU" in fails("bench", "profile", "--shape", "tiny", "--device", "cpu")
+
+
+def test_a_profile_names_the_launches_of_a_step():
+    """Two layers of launches that overlap by 1 us, but for a gap of 2 us before each step."""
+    names = ["_step", *["_gemv", "_decode_attention", "_gemv", "_gemv", "_gemv"] * 2, "_gemv", "_decide"]
+    kernels, now = [], 0
+    for _ in range(5):
+        now += 2000
+        for at, name in enumerate(names):
+            kernels.append((f"{name}_kernel", now - 1000 * (at > 0), now + 4000))
+            now += 4000
+    config = ModelConfig.from_dict(TINY)
+    launches = profile._launches(kernels, config, 2, 100)
+    assert list(launches) == ["step", "qkv", "decode_attention", "o", "gate + up", "down", "head", "decide"]
+    assert set(launches["step"].advance) == {6000}
+    assert set(launches["step"].gap) == {2000}
+    assert [len(launches[name].advance) for name in ("down", "head")] == [2 * 3, 3]
+    assert set(launches["down"].advance) == {4000}
+    assert set(launches["down"].gap) == {-1000}
+    linear = (
+        sum(2 * launches[name].bytes for name in ("qkv", "o", "gate + up", "down")) + launches["head"].bytes
+    )
+    norms = 2 * (2 * config.num_layers + 1) * config.hidden_size
+    assert linear + norms == weight_bytes(config, 2)
+    assert 2 * launches["decode_attention"].bytes == kv_bytes(config, 2, 100)
+
+
+def test_a_profile_without_steps_says_so():
+    with pytest.raises(UserError, match="did not see"):
+        profile._launches([("_gemv_kernel", 0, 1)] * 9, ModelConfig.from_dict(TINY), 2, 100)

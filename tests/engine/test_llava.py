@@ -362,6 +362,8 @@ def test_the_image_token_as_text_stays_text(pair, images):
     ids = engine.tokenizer.encode_chat(asked)
     assert ids.count(vision.image_token) == vision.tokens
     assert "What does < image> mean? < image>" in engine.tokenizer.decode(ids)
+    begun = engine.tokenizer.encode_chat(asked, continue_last=True)
+    assert begun.count(vision.image_token) == vision.tokens
     reply(engine, asked, [Message("user", "<image>")])
 
 

@@ -7,8 +7,8 @@ from collections import Counter, deque
 
 import pytest
 
-from lite_llama.engine.detokenizer import Detokenizer
 from lite_llama.engine.kv_cache import PagePool, pages_for
+from lite_llama.engine.reply import ReplyText
 from lite_llama.engine.request import SamplingParams
 from lite_llama.engine.scheduler import Batch, Scheduler
 from lite_llama.engine.sequence import Sequence
@@ -25,7 +25,7 @@ def make_sequence(request_id: int, prompt: int | list[int], total: int) -> Seque
         params=SamplingParams(),
         seed=0,
         max_tokens=total,
-        detokenizer=Detokenizer(lambda ids: ""),
+        reply=ReplyText(lambda ids: ""),
         sink=lambda event: None,
         submitted=0.0,
     )

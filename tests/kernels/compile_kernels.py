@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from lite_llama.kernels import (
     rmsnorm,
     sampling,
     skip_rmsnorm,
+    tiles,
 )
 from lite_llama.kernels._triton import Target
 
@@ -91,16 +93,57 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"{name} {label}", partial(prefill, q, cache, cache, table, starts, lengths, 1, 0.1)
         in_steps = partial(flash_decoding.triton_flash_decoding, q, cache, cache, table, lengths, 0.1)
         yield f"flash_decoding {label}", in_steps
-        for batch, parts in ((1, 1), (4, 4)) if head_dim == 64 else ((1, 1),):
-            qkv = torch.empty(
-                parts, batch, (heads + 2 * kv_heads) * head_dim, dtype=full if parts > 1 else dtype
-            )
-            place = (positions[:batch], table[:batch, 0].contiguous(), table)
-            norms = norm or (None, None)
+        # One, several whose splits are shared, and so many that they are not.
+        for batch, parts in ((1, 1), (5, 4), (512, 1)) if head_dim in (64, 128) else ((1, 1),):
             yield (
                 f"decode {label} {batch} {parts}",
-                partial(ops.decode_attention, qkv, *place, angles, angles, cache, cache, heads, 0.1, *norms),
+                decode_launch(heads, kv_heads, head_dim, dtype, batch, bool(norm), parts),
             )
+
+
+def decode_launch(
+    heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, batch: int, norm: bool, parts: int = 1
+) -> Callable[[], object]:
+    """A launch of decode attention, its inputs in one or several parts."""
+    width = (heads + 2 * kv_heads) * head_dim
+    qkv = torch.empty(parts, batch, width, dtype=torch.float32 if parts > 1 else dtype)
+    place = torch.arange(batch), torch.arange(batch).int(), torch.zeros(batch, 8).int()
+    angles, weight = torch.empty(32, head_dim // 2), torch.empty(head_dim, dtype=dtype) if norm else None
+    cache = torch.empty(8, operators.PAGE_SIZE, kv_heads, head_dim, dtype=dtype)
+    attend = operators.triton_operators().decode_attention
+    return partial(attend, qkv, *place, angles, angles, cache, cache, heads, 0.1, weight, weight)
+
+
+def tile_launches(target: Target) -> Iterator[tuple[str, Callable[[], object]]]:
+    """A launch for each entry of the table of tiles that is for this kind of GPU.
+
+    Where keys can be prefetched, also one that does: the table has none yet.
+    """
+    if target.pdl:
+        *_, last = decode_attention.candidates(128, target, few=False)
+        shape = {"head_dim": 128, "group": 2, "norm": 0, "few": 0}
+        tiles.update({tiles.key("decode_attention", target, torch.float16, **shape): last})
+    for key in list(tiles._table()):
+        where, kernel, dtype_name, *numbers = key.split()
+        shape = {name: int(value) for name, _, value in (number.partition("=") for number in numbers)}
+        dtype = getattr(torch, dtype_name)
+        if where != target.arch:
+            continue
+        if kernel == "decode_attention":
+            batches = (1,) if shape["few"] else (5, 512)
+            for batch in batches:
+                heads = 2 * shape["group"], 2, shape["head_dim"]
+                yield f"{key} {batch}", decode_launch(*heads, dtype, batch, bool(shape["norm"]))
+            continue
+        gated = bool(shape.get("gated"))
+        weight = torch.empty(shape["outputs"] * (2 if gated else 1), shape["inputs"], dtype=dtype)
+        if kernel == "gemv":
+            x = torch.empty(1, shape["inputs"], dtype=dtype)
+            yield key, partial(gemv.gemv, x, weight, gated=gated)
+        else:
+            for rows in (16, 64):
+                x = torch.empty(rows, shape["inputs"], dtype=dtype)
+                yield f"{key} {rows}", partial(gemm.gemm, x, weight, split=bool(shape["split"]))
 
 
 def linear_launches() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -140,7 +183,7 @@ def main() -> None:
         ]  # fmt: skip
         for module in modules:
             module.target = lambda device, target=target: target
-        for description, call in launches():
+        for description, call in chain(launches(), tile_launches(target)):
             current.update(target=name, launch=description)
             try:
                 call()

@@ -48,12 +48,12 @@ def rows(request, column, size) -> int:
 
 
 def exact_norm(hidden: Hidden, weight: Tensor) -> Tensor:
-    x = hidden.stream.cpu().double()
-    return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.cpu().double()
+    x = hidden.stream.double()
+    return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double()
 
 
 def exact_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x.cpu().double(), weight.cpu().double(), None if bias is None else bias.cpu().double())
+    return F.linear(x.double(), weight.double(), None if bias is None else bias.double())
 
 
 def weights(column, outputs: int, inputs: int) -> tuple[Tensor, Tensor | None]:
@@ -76,7 +76,7 @@ def test_linear_add_and_the_norm_after_it(column, size, rows):
     weight, bias = weights(column, hidden, wide)
     stream, x, norm = Hidden(column.randn(rows, hidden)), column.randn(rows, wide), column.randn(hidden)
     out = column.ops.linear.linear_add(x, weight, bias, stream, norm, EPS)
-    expected = exact_linear(x, weight, bias) + stream.stream.cpu().double()
+    expected = exact_linear(x, weight, bias) + stream.stream.double()
     column.check_sum(out.stream, expected)
     if out.normed is not None:
         column.check(out.normed, exact_norm(out, norm))

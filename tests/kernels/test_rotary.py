@@ -10,7 +10,7 @@ MAX_POSITION = 300
 
 def tables(column, head_dim: int) -> tuple[Tensor, Tensor]:
     """cos and sin of random angles, [MAX_POSITION, head_dim / 2] fp32."""
-    angles = torch.rand(MAX_POSITION, head_dim // 2, generator=column.generator) * 6.28
+    angles = torch.rand(MAX_POSITION, head_dim // 2, generator=column.generator, device=column.device) * 6.28
     return angles.cos().to(column.device), angles.sin().to(column.device)
 
 
