@@ -191,8 +191,7 @@ class LiteLlamaApp(App[None]):
         self.push_screen(HelpScreen())
 
     def action_images(self) -> None:
-        info = self.controller.model
-        self.push_screen(ImagesScreen(info.name if info else None))
+        self.push_screen(ImagesScreen())
 
     @work(group="dialog", exclusive=True)
     async def action_conversations(self) -> None:

@@ -164,8 +164,7 @@ class ChatScreen(Screen[None]):
             await self.controller.send(event.text)
 
     def _notify_images(self) -> None:
-        model = self.controller.model
-        self.notify(images.why_not(model.name if model else None), title="Image", markup=False)
+        self.notify(images.NOT_YET, title="Image", markup=False)
 
     async def action_cancel(self) -> None:
         await self.controller.cancel()

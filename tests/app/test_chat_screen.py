@@ -18,7 +18,7 @@ from lite_llama.app.database import Conversation, Database, Turn
 from lite_llama.app.screens.chat import ChatScreen
 from lite_llama.app.screens.conversations import ConversationsScreen
 from lite_llama.app.screens.help import HelpScreen
-from lite_llama.app.screens.images import ImagesScreen
+from lite_llama.app.screens.images import NOT_YET, ImagesScreen
 from lite_llama.app.screens.models import ModelScreen
 from lite_llama.app.screens.settings import SettingsScreen
 from lite_llama.app.screens.wizard import WizardScreen
@@ -429,9 +429,7 @@ async def test_a_dropped_image_is_answered_and_not_sent(chat, engine):
     async with chat() as c:
         c.prompt.post_message(events.Paste(dropped))
         await c.until(c.notices)
-        assert c.notices() == [
-            "tiny reads text only: the image is not attached. Models that see images come in a later version."
-        ]
+        assert c.notices() == [NOT_YET]
         await c.pilot.press("enter")
         await c.until(lambda: len(c.notices()) == 2)
         assert c.prompt.text == dropped
@@ -452,7 +450,7 @@ async def test_the_image_panel_is_honest(chat):
         await c.screen(ImagesScreen)
         text = " ".join(str(widget.render()) for widget in c.app.screen.query(Static))
         assert "Attached: none" in text
-        assert "tiny reads text only." in text
+        assert NOT_YET in text
         await c.pilot.press("escape")
         await c.screen(ChatScreen)
 
