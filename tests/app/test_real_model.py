@@ -7,7 +7,7 @@ from lite_llama.app.widgets.prompt import PromptInput
 async def test_the_demo_model_answers_stops_and_goes_on(demo_model, paths, until):
     paths.models.mkdir(parents=True)
     (paths.models / "demo").symlink_to(demo_model)
-    paths.settings.write_text('temperature = 0.0\nmax_gen_len = 200\ndevice = "cpu"\n')
+    paths.settings.write_text('temperature = 0.0\nmax_gen_len = 2000\ndevice = "cpu"\n')
     app = LiteLlamaApp(paths)
     controller = app.controller
     try:
