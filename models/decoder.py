@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..kernels import Hidden, Operators, sum_parts
 from .batch import DecodeBatch, PrefillBatch
 from .config import ModelConfig
-from .linear import Linear, Module, Norm
+from .linear import Embedding, Linear, Module, Norm
 from .vision import Projector, VisionTower
 
 Batch = PrefillBatch | DecodeBatch
@@ -122,7 +122,7 @@ class Decoder(Module):
         super().__init__()
         self.config = config
         self.ops = ops
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         layers = [Layer(config, ops) for _ in range(config.num_layers)]
         self.layers = nn.ModuleList(layers)
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)

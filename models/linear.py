@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import Hidden, Operators
@@ -20,6 +21,21 @@ class Module(nn.Module):
         super().__setattr__(name, value)
         if isinstance(value, nn.Parameter | nn.Module):
             self.__dict__[name] = value
+
+
+class Embedding(Module):
+    """A table of rows [rows, size].
+
+    Unlike PyTorch's it does not draw them: on the meta device that imports the compiler, for a second.
+    """
+
+    def __init__(self, rows: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, size), requires_grad=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [T] int64 -> [T, size]."""
+        return F.embedding(ids, self.weight)
 
 
 class Norm(Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..kernels import Operators, product
 from .config import VisionConfig
-from .linear import Module
+from .linear import Embedding, Module
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Embeddings(Module):
         self.patch_size = config.patch_size
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size), requires_grad=False)
         self.patch_embedding = Affine(3 * config.patch_size**2, config.hidden_size, bias=False)
-        self.position_embedding = nn.Embedding(config.num_patches + 1, config.hidden_size)
+        self.position_embedding = Embedding(config.num_patches + 1, config.hidden_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels [N, 3, S, S] -> [N, T, C]."""
