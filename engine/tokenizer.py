@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from ..models.errors import CheckpointError, UserError
 from .events import ThinkingMode
@@ -24,9 +24,7 @@ class Tokenizer:
     def __init__(self, path: Path) -> None:
         """Load from a converted model's directory. Raises CheckpointError when it cannot be read."""
         try:
-            # AutoTokenizer rebuilds some families' tokenizers by rules of its own: the file's word counts.
-            loader = PreTrainedTokenizerFast if (path / "tokenizer.json").is_file() else AutoTokenizer
-            self._tokenizer: Any = loader.from_pretrained(path, local_files_only=True)
+            self._tokenizer: Any = _loader(path).from_pretrained(path, local_files_only=True)
             # The Rust tokenizer itself: unlike its wrapper it may be called from several threads at once.
             self._backend = self._tokenizer.backend_tokenizer
         except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
@@ -140,6 +138,18 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens; incomplete UTF-8 comes out as U+FFFD."""
         return self._backend.decode(ids, skip_special_tokens=True)
+
+
+def _loader(path: Path) -> Any:
+    """The file's own word counts; AutoTokenizer, which has rules of its own, only where there is none.
+
+    It is imported only then: with some versions of transformers that takes seconds.
+    """
+    if (path / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def _ends_open(text: str) -> bool:
