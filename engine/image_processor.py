@@ -5,7 +5,6 @@ The rule is that of transformers' CLIPImageProcessor and LlavaImageProcessor, wi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..models.checkpoint import read_json
 from ..models.config import VisionConfig
 from ..models.errors import CheckpointError, UnsupportedModelError
 
@@ -53,7 +53,7 @@ class ImageProcessor:
         file makes no sense or images would not come out in the tower's size, and UnsupportedModelError for
         other rules than CLIP's.
         """
-        raw = _read(path / "processor_config.json").get("image_processor") or _read(
+        raw = read_json(path / "processor_config.json").get("image_processor") or read_json(
             path / "preprocessor_config.json"
         )
         kind = str(
@@ -127,14 +127,3 @@ class ImageProcessor:
         if width <= height:
             return self.shortest_edge, int(self.shortest_edge * height / width)
         return int(self.shortest_edge * width / height), self.shortest_edge
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty when there is no such file. Raises CheckpointError for a damaged one."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}): convert the model again.") from None
-    return raw if isinstance(raw, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
+from ..models.checkpoint import read_json
 from ..models.errors import CheckpointError, UserError
 from .events import ThinkingMode
 from .reply import CLOSE_TAG, OPEN_TAG, ThinkingTags
@@ -32,8 +32,8 @@ class Tokenizer:
             raise CheckpointError(f"The tokenizer of {path.name} cannot be loaded: {reason}") from None
         self._name = path.name
         self._set_up(path)
-        generation = _read_json(path / "generation_config.json")
-        config = _read_json(path / "config.json")
+        generation = read_json(path / "generation_config.json")
+        config = read_json(path / "config.json")
         eos = generation.get("eos_token_id", config.get("eos_token_id", self._tokenizer.eos_token_id))
         self.eos_ids: frozenset[int] = frozenset([eos] if isinstance(eos, int) else eos or [])
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -154,13 +154,3 @@ def _loader(path: Path) -> Any:
 
 def _ends_open(text: str) -> bool:
     return text.rstrip().endswith(OPEN_TAG)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}): convert the model again.") from None
-    return raw if isinstance(raw, dict) else {}

@@ -159,3 +159,17 @@ class Checkpoint:
 def _stamp(path: Path) -> list[int]:
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model's directory; empty when there is no such file, or it holds something else.
+
+    Raises CheckpointError for a damaged one.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}): convert the model again.") from None
+    return raw if isinstance(raw, dict) else {}
