@@ -223,5 +223,5 @@ class ModelRunner:
         model, state = self.model, self.state
         (ids, positions), slots = inputs[:2].long(), inputs[2]
         batch = DecodeBatch(positions, slots, state.page_table, one_sequence=True)
-        logits = model.decode(F.embedding(ids, model.embed_tokens.weight), batch, self.cache)
+        logits = model.decode(model.embed_tokens(ids), batch, self.cache)
         model.ops.sample(logits, batch.slots, positions, state.sampling)
