@@ -115,14 +115,7 @@ def decode_launch(
 
 
 def tile_launches(target: Target) -> Iterator[tuple[str, Callable[[], object]]]:
-    """A launch for each entry of the table of tiles that is for this kind of GPU.
-
-    Where keys can be prefetched, also one that does: the table has none yet.
-    """
-    if target.pdl:
-        *_, last = decode_attention.candidates(128, target, few=False)
-        shape = {"head_dim": 128, "group": 2, "norm": 0, "few": 0}
-        tiles.update({tiles.key("decode_attention", target, torch.float16, **shape): last})
+    """A launch for each entry of the table of tiles that is for this kind of GPU."""
     for key in list(tiles._table()):
         where, kernel, dtype_name, *numbers = key.split()
         shape = {name: int(value) for name, _, value in (number.partition("=") for number in numbers)}
