@@ -235,8 +235,9 @@ def make_shape() -> MakeShape:
     import transformers
 
     def make(raw_config: dict[str, Any], directory: Path, device: torch.device) -> Any:
-        tokenizer, auto = make_tokenizer(), transformers.AutoModelForCausalLM
-        if "vision_config" in raw_config:
+        tokenizer, auto, image_encoder = make_tokenizer(), transformers.AutoModelForCausalLM, 0.0
+        if vision := raw_config.get("vision_config"):
+            image_encoder = 1.3 * vision["hidden_size"] ** -0.5  # so that a layer's output is as its input
             auto = transformers.AutoModelForImageTextToText
             tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
             image_token = tokenizer.convert_tokens_to_ids("<image>")
@@ -245,7 +246,7 @@ def make_shape() -> MakeShape:
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(0)
             model = auto.from_config(config, dtype=torch.bfloat16)
-            draw(model, image_encoder=0.04)
+            draw(model, image_encoder)
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         write_generation_config(directory)

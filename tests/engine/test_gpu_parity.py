@@ -35,6 +35,7 @@ MOST = 1.2
 
 TINY = {"vocab_size": 400, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4}
 TINY |= {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8, "max_position_embeddings": 2048}
+TINY |= {"initializer_range": 0.1}  # as much to 64 dimensions as 0.02 to 2,000
 TINY_VISION = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 TINY_VISION |= {"image_size": 70}
 
