@@ -32,6 +32,7 @@ class Encoder:
         self._captures = cuda_graph and model.embed_tokens.weight.is_cuda
         self._graph: torch.cuda.CUDAGraph | None = None
 
+    @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
         """[3, S, S] on the model's device and in its dtype -> embeddings [tokens, H]."""
         if not self._captures:
@@ -56,16 +57,15 @@ class ImageFeatures:
     def __init__(self, model: Decoder, prepare: PrepareImage, *, cuda_graph: bool = False) -> None:
         self._weight = model.embed_tokens.weight
         self._prepare = prepare
-        self._encode = Encoder(model, cuda_graph=cuda_graph)
+        self.encode = Encoder(model, cuda_graph=cuda_graph)
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()  # the one used last at the end
 
-    @torch.inference_mode()
     def __call__(self, image: Image) -> Tensor:
         """[tokens of an image, H] in the model's dtype."""
         features = self._kept.pop(image.digest, None)
         if features is None:
             pixels = self._prepare(image).to(self._weight.device).to(self._weight.dtype)
-            features = self._encode(pixels)
+            features = self.encode(pixels)
         self._kept[image.digest] = features
         if len(self._kept) > KEPT_IMAGES:
             self._kept.popitem(last=False)
