@@ -71,7 +71,7 @@ class ModelRunner:
         self.state = DeviceState.allocate(max_sequences, max_context, model.config.vocab_size, device)
         self.steps_ahead = 1 if device.type == "cuda" else 0
         """Steps that may be launched before the tokens of an earlier one are fetched."""
-        self._features = features
+        self.features = features
         self._graphs = Graphs(device) if cuda_graphs and device.type == "cuda" else None
         self._entered: dict[int, tuple[Sequence, int]] = {}
 
@@ -140,7 +140,7 @@ class ModelRunner:
             self._entered[sequence.slot] = admission
             self.state.enter(sequence)
         head = [sequence.slot, chunk.start, chunk.count]
-        images = self._features and self._features.between(sequence.images, chunk.start, end)
+        images = self.features and self.features.between(sequence.images, chunk.start, end)
         self._prefill(head, sequence.tokens[chunk.start : end], last=chunk.is_last, images=images)
 
     def _prefill(

@@ -131,7 +131,7 @@ class Decoder(Module):
         self._layers_and_next_norms = list(zip(layers, norms[1:], strict=True))
         if config.vision:
             self.vision_tower = VisionTower(config.vision, ops)
-            self.multi_modal_projector = Projector(config.vision, config.hidden_size)
+            self.multi_modal_projector = Projector(config.vision, config.hidden_size, ops)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Embeddings [N, tokens, H] of images [N, 3, size, size], for a model that sees them."""

@@ -26,8 +26,10 @@ from lite_llama.engine.memory import plan_memory
 from lite_llama.engine.options import EngineOptions
 from lite_llama.engine.request import GenerationRequest, Message, SamplingParams
 from lite_llama.kernels import PAGE_SIZE
+from lite_llama.kernels.operators import reference_operators, triton_operators
 from lite_llama.models.config import ModelConfig
 from lite_llama.models.errors import CheckpointError, UserError
+from lite_llama.models.loader import load_decoder
 
 NEW_TOKENS = 32
 GREEDY = SamplingParams(temperature=0, max_new_tokens=NEW_TOKENS)
@@ -97,8 +99,8 @@ def load(checkpoint) -> Engine:
 
 
 def features_of(engine: Engine) -> image_features.ImageFeatures:
-    assert engine.runner._features
-    return engine.runner._features
+    assert engine.runner.features
+    return engine.runner.features
 
 
 def reply(
@@ -163,6 +165,18 @@ def test_image_features_are_those_of_transformers(name, tiny_llava):
         expected = torch.stack(list(oracle.get_image_features(pixels).pooler_output))
     assert ours.shape == (2, vision.tokens, 64)
     print("largest difference", (ours - expected).abs().max().item())
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_the_kernels_give_the_features_of_plain_pytorch(tiny_llava):
+    if torch.cuda.is_available():
+        pytest.skip("this process compiles kernels for its GPU, where test_gpu_parity.py compares")
+    checkpoint = tiny_llava(vision_feature_layer=[1, -1], vision_feature_select_strategy="full").checkpoint
+    cpu, pixels = torch.device("cpu"), torch.randn(2, 3, 70, 70)
+    ours, expected = (
+        load_decoder(checkpoint, ops, cpu, torch.float32, 64).encode_images(pixels)
+        for ops in (triton_operators(), reference_operators())
+    )
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
 
 
