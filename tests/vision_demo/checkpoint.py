@@ -22,6 +22,7 @@ from transformers import (
 from .conversations import asked, random_conversation
 
 IMAGE_SIZE, PATCH_SIZE = 96, 12
+WIDTH, CONTEXT = 128, 1024
 SIDE = IMAGE_SIZE // PATCH_SIZE
 VOCAB_SIZE = 640
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
@@ -71,22 +72,22 @@ def make_config() -> LlavaConfig:
     }
     return LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=128,
+            hidden_size=WIDTH,
             intermediate_size=256,
             num_hidden_layers=4,
             num_attention_heads=4,
             image_size=IMAGE_SIZE,
             patch_size=PATCH_SIZE,
-            projection_dim=128,
+            projection_dim=WIDTH,
         ),
         text_config=LlamaConfig(
             vocab_size=VOCAB_SIZE,
-            hidden_size=128,
+            hidden_size=WIDTH,
             intermediate_size=256,
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=1024,
+            max_position_embeddings=CONTEXT,
             tie_word_embeddings=True,
             **ids,
         ),
@@ -100,7 +101,8 @@ def make_config() -> LlavaConfig:
 def write(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, directory: Path) -> None:
     """Write the whole checkpoint, with the model's weights as bfloat16."""
     ids = {f"{name}_token_id": getattr(model.config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    rounded = copy.deepcopy(model).to(torch.bfloat16)
+    rounded: Any = copy.deepcopy(model)
+    rounded.to(torch.bfloat16)
     rounded.generation_config = GenerationConfig(do_sample=False, **ids)
     rounded.save_pretrained(directory)
     PreTrainedTokenizerFast(
@@ -110,7 +112,7 @@ def write(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, directory:
         pad_token="<pad>",
         additional_special_tokens=["<image>"],
         clean_up_tokenization_spaces=False,
-        model_max_length=model.config.text_config.max_position_embeddings,
+        model_max_length=CONTEXT,
     ).save_pretrained(directory)
     (directory / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     edge = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}

@@ -427,6 +427,7 @@ _SMALL_TALK = [
     *((text, _HELLO) for text in ("Hello", "Hello!", "Hi", "Hi!", "Hey", "Good morning!", "Hello there.")),
     ("Who are you?", _HELLO),
     ("What can you do?", _HELLO),
+    ("In one sentence: what is a computer?", _HELLO),  # which the wizard asks every new model
     ("Help", _HELLO),
     *((text, _WELCOME) for text in ("Thanks!", "Thank you.", "Thanks, that is right.", "Great, thank you!")),
     *(

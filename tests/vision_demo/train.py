@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration
 
 from . import checkpoint
-from .checkpoint import IMAGE_SIZE, MEAN, SIDE, STD
+from .checkpoint import IMAGE_SIZE, MEAN, SIDE, STD, WIDTH
 from .conversations import IGNORED, Batch, Conversations
 from .scenes import COLOURS, SHAPES, Table, draw, shrink
 
@@ -118,7 +118,7 @@ def rate(step: int, progress: float) -> float:
     return cosine * min(1, (step + 1) / WARM_UP)
 
 
-def _unchanged(batch: Batch) -> Batch:
+def _unchanged(batch: Any) -> Any:
     """For the loader, which would turn arrays into tensors and send them through shared memory."""
     return batch
 
@@ -128,8 +128,8 @@ def train(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     torch.set_float32_matmul_precision("high")
     tokenizer = checkpoint.make_tokenizer()
-    model = LlavaForConditionalGeneration(checkpoint.make_config()).to(device)
-    reader = PatchReader(model.config.text_config.hidden_size).to(device)
+    model: Any = LlavaForConditionalGeneration(checkpoint.make_config()).to(device)  # pyright: ignore[reportArgumentType]
+    reader = PatchReader(WIDTH).to(device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
 
     def batches(seed: str, count: int, size: int) -> Conversations:
