@@ -31,7 +31,7 @@ Kind = Literal["demo", "demo-vision", "hub", "directory", "gguf"]
 
 _SOURCES: dict[Kind, tuple[str, str]] = {
     "demo": ("Demo model", "SmolLM2-135M, quick on any computer: the one to take without a GPU."),
-    "demo-vision": ("Demo model that sees", "Tiny, and here already: knows coloured shapes, to try images."),
+    "demo-vision": ("Demo model that sees", "Tiny and already here: knows coloured shapes, to try images."),
     "hub": ("Hugging Face Hub", "Llama 3, Qwen2.5, Qwen3 and relatives, by repo id."),
     "directory": ("Directory", "A checkpoint on this machine: config.json with safetensors."),
     "gguf": ("GGUF file", "Any quantisation; the weights are dequantised."),
