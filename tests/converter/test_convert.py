@@ -210,6 +210,7 @@ def test_inspect_demo(models_dir, downloads_dir):
 def test_inspect_the_demo_that_sees(models_dir, downloads_dir):
     info = inspect("demo-vision", models_dir, downloads_dir)
     assert (info.kind, info.name, info.family) == ("demo-vision", "demo-vision", "LLaVA-1.5")
+    assert info.parameter_count
     assert (info.download_bytes, info.converted_bytes) == (0, 2 * info.parameter_count)
 
 

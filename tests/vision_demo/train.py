@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration
@@ -127,8 +128,14 @@ def train(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
     torch.manual_seed(options.seed)
     torch.set_float32_matmul_precision("high")
-    tokenizer = checkpoint.make_tokenizer()
-    model: Any = LlavaForConditionalGeneration(checkpoint.make_config()).to(device)  # pyright: ignore[reportArgumentType]
+    model: Any
+    if options.start:
+        tokenizer = Tokenizer.from_file(str(options.start / "tokenizer.json"))
+        model = LlavaForConditionalGeneration.from_pretrained(options.start, dtype=torch.float32)
+    else:
+        tokenizer = checkpoint.make_tokenizer()
+        model = LlavaForConditionalGeneration(checkpoint.make_config())
+    model.to(device)
     reader = PatchReader(WIDTH).to(device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
 
@@ -197,6 +204,7 @@ def train(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory for the checkpoint")
+    parser.add_argument("--start", type=Path, help="go on from this checkpoint; give another --seed then")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=16_000)
