@@ -297,7 +297,8 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="A checkpoint directory, a .gguf file, a Hub repo id such as Qwen/Qwen3-0.6B, or demo."
+            help="A checkpoint directory, a .gguf file, a Hub repo id such as Qwen/Qwen3-0.6B, or a model "
+            "that is built in: demo, or demo-vision, which sees images."
         ),
     ],
     name: Annotated[
