@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..kernels import Hidden, Operators, sum_parts
@@ -141,7 +142,8 @@ class Decoder(Module):
         """Logits [R, vocab_size] fp32 of the wanted rows; the KV cache is extended by the batch's tokens."""
         embedded = self.embed_tokens(batch.token_ids)
         if batch.images:
-            embedded = embedded.index_copy(0, *batch.images)
+            is_image, images = batch.images
+            embedded = torch.where(is_image[:, None], images, embedded)
         hidden = self._layers(embedded, batch, caches)
         if batch.logit_rows is None:
             return None

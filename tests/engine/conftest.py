@@ -128,7 +128,10 @@ def _prefill_logits(
     images = None
     if image_rows is not None and config.vision:
         tokens = torch.tensor([token for tokens in sequences for token in tokens])
-        images = (tokens == config.vision.image_token).nonzero().flatten().to(device), image_rows
+        is_image = (tokens == config.vision.image_token).to(device)
+        embedded = image_rows.new_zeros(len(tokens), config.hidden_size)
+        embedded[is_image] = image_rows
+        images = is_image, embedded
     batch = PrefillBatch(
         token_ids=torch.tensor([token for tokens in sequences for token in tokens]).to(device),
         positions=positions.to(device),
