@@ -1,10 +1,10 @@
-"""The images of a message: read from wherever they come, off the event loop, and made small for the screen."""
+"""The images of a message: read off the event loop, from wherever they come, made small for the screen."""
 
 from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -38,6 +38,11 @@ class Attachment:
     thumbnail: Pixels | None = field(default=None, compare=False, repr=False)
 
 
+def images_of(attachments: Iterable[Attachment]) -> tuple[Image, ...]:
+    """Those whose files are still there."""
+    return tuple(attachment.image for attachment in attachments if attachment.image)
+
+
 def attachment_of(image: Image) -> Attachment:
     """Takes as long as decoding the image does: not for the event loop."""
     thumbnail = image.pixels()
@@ -48,7 +53,7 @@ def attachment_of(image: Image) -> Attachment:
 class Attachments:
     """The images of the message that is being written, in the order in which a model sees them."""
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(self, changed: Callable[[], object]) -> None:
         """`changed` is called after each change, on the event loop."""
         self.items: tuple[Attachment, ...] = ()
         self.reading = 0

@@ -54,7 +54,7 @@ MIGRATIONS = (
     CREATE INDEX messages_by_position ON messages (conversation_id, position);
     """,
     "ALTER TABLE messages ADD COLUMN thinking TEXT",  # JSON of engine.events.Thinking; NULL: none
-    # JSON list of the images' name, sha256, width and height; NULL: none. Their content is in the image store.
+    # JSON list of images: name, sha256, width, height; NULL: none. Their content is in the image store.
     "ALTER TABLE messages ADD COLUMN images TEXT",
 )
 

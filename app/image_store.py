@@ -57,8 +57,8 @@ class ImageStore:
                 content = (self._directory / attachment.sha256).read_bytes()
             if sha256(content).hexdigest() == attachment.sha256:
                 return attachment_of(Image(attachment.name, content, attachment.size))
-        except (KeyError, OSError, UserError):
-            log.exception("%s is not in the image store", attachment.name)
+        except (KeyError, OSError, UserError) as error:
+            log.warning("the copy of %s cannot be read: %r", attachment.name, error)
         return attachment
 
     def sweep(self, used: Collection[str]) -> None:

@@ -33,7 +33,7 @@ MAX_RATIO = 100
 """Length to width: a model sees a square, and to make one of a thread, its width grows to the square's."""
 
 _one_at_a_time = threading.Lock()
-"""Python's warning filters belong to the process, and the app reads images on another thread than the engine."""
+"""Python's warning filters belong to the process, and the app reads images beside the engine's thread."""
 
 
 @dataclass(frozen=True)

@@ -278,6 +278,7 @@ async def test_images_are_kept_with_their_message(db, path, attachment):
     assert loaded == saved
     first, second = loaded.turns[0].images
     assert (first.image, second.image) == (red.image, blue.image)
+    assert first.thumbnail is not None
     assert first.thumbnail.getpixel((0, 0)) == (255, 0, 0)
 
 
