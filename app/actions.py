@@ -53,7 +53,7 @@ PROMPT_KEYS = (
     ("Enter", "Send"),
     ("Alt+Enter Shift+Enter Ctrl+J", "New line"),
     ("Up Down", "Earlier messages, from an empty prompt"),
-    ("Shift+Tab Tab", "To the last thinking, back; Enter opens it"),
+    ("Shift+Tab Tab", "To images and thinking, back; Enter opens"),
     ("Page up Page down", "Scroll the conversation"),
     ("Ctrl+Home Ctrl+End", "To its beginning, to its end"),
     ("Ctrl+P", "All commands"),
