@@ -31,7 +31,7 @@ def size_in_words(attachment: Attachment) -> str:
 class Chip(Horizontal):
     """An image that was sent: its thumbnail, its name and its size."""
 
-    THUMBNAIL = (20, 6)
+    THUMBNAIL = (16, 6)
     """The most cells that it takes."""
 
     def __init__(self, attachment: Attachment, cost: str = "") -> None:
@@ -45,13 +45,9 @@ class Chip(Horizontal):
             picture = Picture(attachment.thumbnail)
             picture.fit(*self.THUMBNAIL)
             yield picture
-        name = Content(one_line(attachment.name)).truncate(NAME_CELLS, ellipsis=True)
+        name = Content(one_line(attachment.name)).truncate(NAME_CELLS, ellipsis=True).plain
         size = size_in_words(attachment) if attachment.image else "its copy is gone"
-        yield Static(Content("\n").join(Content(line) for line in (name.plain, size, self._cost) if line))
-
-
-class Chips(HorizontalScroll, can_focus=False):
-    """Chips side by side."""
+        yield Static("\n".join(line for line in (name, size, self._cost) if line), markup=False)
 
 
 class AttachedChip(Chip, can_focus=True):
@@ -94,7 +90,7 @@ class AttachmentBar(Vertical):
 
     def __init__(self) -> None:
         super().__init__(id="attachments")
-        self._chips = Chips()
+        self._chips = HorizontalScroll(can_focus=False)
         self._remark = Static(classes="remark", markup=False)
         self.display = False
 

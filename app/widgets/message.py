@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from textual.app import ComposeResult
-from textual.containers import Vertical
+from textual.containers import ItemGrid, Vertical
 from textual.content import Content
 from textual.widgets import Static
 
 from ..database import Turn
 from ..text import inert
-from .attachments import Chip, Chips
+from .attachments import Chip
 from .markdown import ReplyMarkdown
 from .thinking import ThinkingBlock
 
@@ -23,7 +23,7 @@ class UserMessage(Vertical):
 
     def compose(self) -> ComposeResult:
         if self.turn.images:
-            yield Chips(*(Chip(image) for image in self.turn.images))
+            yield ItemGrid(*(Chip(image) for image in self.turn.images), min_column_width=34)
         if self.turn.text:
             yield Static(Content(inert(self.turn.text)), classes="text", markup=False)
 

@@ -23,11 +23,10 @@ def fit(pixels: Pixels, width: int, height: int) -> tuple[int, int]:
     return max(1, round(pixels.width * scale)), max(1, round(pixels.height * scale / 2))
 
 
-def half_blocks(pixels: Pixels, width: int, height: int) -> list[Strip]:
-    """An RGB image as lines of cells, as large as fits into `width` x `height` of them."""
+def half_blocks(pixels: Pixels, columns: int, rows: int) -> list[Strip]:
+    """An RGB image as lines of cells."""
     from PIL.Image import Resampling
 
-    columns, rows = fit(pixels, width, height)
     data = pixels.resize((columns, 2 * rows), Resampling.BOX).tobytes()
     colours = [Color.from_rgb(*data[at : at + 3]) for at in range(0, len(data), 3)]
     lines = [colours[start : start + columns] for start in range(0, len(colours), columns)]
@@ -47,6 +46,7 @@ class Picture(Widget):
     def __init__(self, pixels: Pixels | None = None) -> None:
         super().__init__()
         self._pixels = pixels
+        self._is_fitted = False
         self._drawn: list[Strip] = []
         self._drawn_for: tuple[Pixels | None, Size] | None = None
 
@@ -54,6 +54,7 @@ class Picture(Widget):
         """Have the size of the image in so many cells."""
         if self._pixels is not None:
             self.styles.width, self.styles.height = fit(self._pixels, width, height)
+            self._is_fitted = True
 
     def show(self, pixels: Pixels | None) -> None:
         self._pixels = pixels
@@ -62,10 +63,10 @@ class Picture(Widget):
     def render_line(self, y: int) -> Strip:
         width, height = size = self.size
         if self._drawn_for != (self._pixels, size):
-            self._drawn_for = self._pixels, size
-            self._drawn = (
-                half_blocks(self._pixels, width, height) if self._pixels and width and height else []
-            )
+            self._drawn_for, self._drawn = (self._pixels, size), []
+            if self._pixels is not None and width and height:
+                columns, rows = size if self._is_fitted else fit(self._pixels, width, height)
+                self._drawn = half_blocks(self._pixels, columns, rows)
         line = y - (height - len(self._drawn)) // 2
         if not 0 <= line < len(self._drawn):
             return Strip.blank(width, self.rich_style)
