@@ -17,8 +17,8 @@ from ..models.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image as Pixels
 
-THUMBNAIL_PIXELS = 256
-"""Of the longer side: what the largest preview in a terminal's cells can show."""
+THUMBNAIL_PIXELS = 512
+"""Of the longer side: enough for the largest preview."""
 NO_CLIPBOARD_TOOL = (
     "The clipboard cannot be asked for images here: install wl-clipboard (Wayland) or xclip (X11), or attach "
     "the image's file."

@@ -37,6 +37,7 @@ from .screens.help import HelpScreen
 from .screens.images import ImagesScreen, SeeingModelsScreen
 from .settings import Settings, SettingsStore
 from .theme import DARK, LIGHT, THEMES
+from .widgets.graphics import graphics_widget
 
 if TYPE_CHECKING:
     from ..engine.thread import EngineThread
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 def run(paths: Paths, model: str | None = None) -> int:
     """Open the app until the user quits; returns the exit code. `model` names the model to load."""
     recognise_alt_enter()
+    graphics_widget()  # asks the terminal, while it still answers
     app = LiteLlamaApp(paths, model)
     app.run()
     if app.controller.engine is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import events, on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
+from textual.containers import Container, Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
@@ -18,6 +18,7 @@ from ..attachments import Attachment
 from ..incoming import IMAGE_SUFFIXES, image_paths
 from ..text import format_tokens, one_line
 from ..widgets.attachments import size_in_words
+from ..widgets.graphics import graphics_widget
 from ..widgets.picture import Picture
 
 if TYPE_CHECKING:
@@ -45,14 +46,14 @@ class ImagesScreen(ModalScreen[None]):
         super().__init__()
         self._chat = chat
         self._list = OptionList(markup=False)
-        self._picture = Picture()
+        self._picture = (graphics_widget() or Picture)()
         self._remark = Static(id="remark", markup=False)
 
     def compose(self) -> ComposeResult:
         with Vertical(id="dialog", classes="dialog") as dialog:
             dialog.border_title = "Images"
             yield self._list
-            yield self._picture
+            yield Container(self._picture, id="preview")
             yield self._remark
             yield Static(_KEYS, id="keys", markup=False)
 
@@ -75,7 +76,7 @@ class ImagesScreen(ModalScreen[None]):
             Option(Content.assemble((one_line(item.name), "bold"), (detail, "$text-muted")))
             for item, detail in zip(items, details, strict=True)
         )
-        self._list.display = self._picture.display = bool(items)
+        self._list.display = self.query_one("#preview").display = bool(items)
         if items:
             self._list.highlighted = len(items) - 1 if grown else min(line, len(items) - 1)
         remark = "" if items else _EMPTY
@@ -87,7 +88,7 @@ class ImagesScreen(ModalScreen[None]):
     @on(OptionList.OptionHighlighted)
     def _moved(self) -> None:
         chosen = self._chosen
-        self._picture.show(chosen.thumbnail if chosen else None)
+        self._picture.image = chosen.thumbnail if chosen else None
 
     def action_remove(self) -> None:
         if chosen := self._chosen:

@@ -56,7 +56,12 @@ class Picture(Widget):
             self.styles.width, self.styles.height = fit(self._pixels, width, height)
             self._is_fitted = True
 
-    def show(self, pixels: Pixels | None) -> None:
+    @property
+    def image(self) -> Pixels | None:
+        return self._pixels
+
+    @image.setter
+    def image(self, pixels: Pixels | None) -> None:
         self._pixels = pixels
         self.refresh()
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 import shlex
+import sys
 import threading
 import time
 import zlib
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image as pillow
@@ -19,6 +21,7 @@ from lite_llama.app import attachments
 from lite_llama.app.database import Database
 from lite_llama.app.screens.images import ImagesScreen, SeeingModelsScreen
 from lite_llama.app.widgets.attachments import AttachedChip, AttachmentBar, Chip
+from lite_llama.app.widgets.graphics import graphics_widget
 from lite_llama.app.widgets.message import UserMessage
 from lite_llama.app.widgets.picture import Picture
 from lite_llama.app.widgets.prompt import PromptInput
@@ -299,7 +302,7 @@ async def test_a_chip_is_removed_by_mouse_and_by_key(chat, draw):
 
 async def test_the_panel_previews_the_chosen_image(chat, draw):
     def colours():
-        view = c.app.screen.query_one("#dialog > Picture", Picture)
+        view = c.app.screen.query_one("#preview > Picture", Picture)
         strips = [view.render_line(y) for y in range(view.size.height)]
         return {segment.style.color.triplet for strip in strips for segment in strip if segment.text == "▀"}
 
@@ -617,3 +620,23 @@ async def test_a_huge_picture_does_not_stall_the_screen(chat, draw):
     took = last - start
     print(f"read in {took:.2f} s, longest gap {max(gaps):.3f} s")
     assert max(gaps) < took / 2
+
+
+# True pictures
+
+
+@pytest.mark.parametrize("found", ["SixelImage", "TGPImage", "HalfcellImage"])
+def test_textual_image_is_used_where_the_terminal_shows_pictures(monkeypatch, found):
+    kinds = {name: type(name, (), {}) for name in ("SixelImage", "TGPImage", "HalfcellImage")}
+    renderable = SimpleNamespace(**kinds, Image=kinds[found])
+    widget = SimpleNamespace(Image=object())
+    monkeypatch.setitem(sys.modules, "textual_image", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "textual_image.renderable", renderable)
+    monkeypatch.setitem(sys.modules, "textual_image.widget", widget)
+    expected = None if found == "HalfcellImage" else widget.Image
+    assert graphics_widget.__wrapped__() is expected
+
+
+def test_half_blocks_do_without_textual_image(monkeypatch):
+    monkeypatch.setitem(sys.modules, "textual_image", None)
+    assert graphics_widget.__wrapped__() is None

@@ -47,6 +47,7 @@ def test_images_look_as_accepted(
 
         await until(pilot, shows("#telemetry", "Ready"))
         if state == "empty":
+            await until(pilot, shows("#context", " 0 / 2,048"))
             await pilot.press("f4")
             await until(pilot, lambda: isinstance(app.screen, ImagesScreen))
             return
