@@ -133,6 +133,7 @@ class ChatScreen(Screen[None]):
             case ModelFailed() | ModelGone():
                 self._without_model = True
                 self._header.show_model(None)
+                await self._show_attachments()
                 self._show_idle()
 
     def _show_idle(self) -> None:

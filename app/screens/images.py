@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -104,18 +105,23 @@ class ImagesScreen(ModalScreen[None]):
         )
         path = await self.app.push_screen_wait(FileOpen(Path.home(), "Attach an image", filters=images))
         if path is not None:
-            await self._chat.attach([path])
-            self._fill()
+            self._see_to(self._chat.attach([path]))
 
-    @work
-    async def action_clipboard(self) -> None:
-        await self._chat.attach_from_clipboard()
-        self._fill()
+    def action_clipboard(self) -> None:
+        self._see_to(self._chat.attach_from_clipboard())
 
-    @work
-    async def on_paste(self, event: events.Paste) -> None:
-        await self._chat.attach(image_paths(event.text))
-        self._fill()
+    def on_paste(self, event: events.Paste) -> None:
+        self._see_to(self._chat.attach(image_paths(event.text)))
+
+    def _see_to(self, attaching: Coroutine[None, None, bool]) -> None:
+        """Attach on behalf of the chat: it goes on when the panel is closed before it is done."""
+
+        async def attach() -> None:
+            await attaching
+            if self.is_attached:
+                self._fill()
+
+        self._chat.run_worker(attach())
 
     def action_models(self) -> None:
         self.dismiss()

@@ -282,6 +282,22 @@ async def test_a_copied_file_on_the_clipboard(chat, monkeypatch, draw):
         assert c.chips()[0][0] == "cat.png"
 
 
+async def test_the_panel_may_be_closed_before_an_image_is_read(chat, draw, monkeypatch):
+    held = threading.Event()
+    make = attachments.attachment_of
+    monkeypatch.setattr(attachments, "attachment_of", lambda image: (held.wait(20), make(image))[1])
+    async with chat() as c:
+        await c.pilot.press("f4")
+        await c.on(ImagesScreen)
+        c.app.screen.post_message(events.Paste(str(draw())))
+        await c.until(lambda: c.remark() == "Reading 1 image…")
+        await c.pilot.press("escape")
+        await c.until(lambda: c.app.screen is c.screen)
+        held.set()
+        await c.until(c.chips)
+        assert c.chips()[0][0] == "cat.png"
+
+
 # Removing and looking
 
 
@@ -454,6 +470,19 @@ async def test_staying_keeps_the_message_too(chat, draw, engine):
         assert c.prompt.text == "What is this?"
         assert len(c.chips()) == 1
         assert engine.requests == []
+
+
+async def test_the_panel_offers_models_too(chat, draw, make_model):
+    make_model("llava-1.5-7b")
+    async with chat(model="blind") as c:
+        await c.pilot.press("f4")
+        await c.on(ImagesScreen)
+        remark = str(c.app.screen.query_one("#remark", Static).render())
+        assert remark.endswith("blind reads text only: s shows the models that see.")
+        await c.pilot.press("s")
+        await c.on(SeeingModelsScreen)
+        await c.pilot.press("escape")
+        await c.until(lambda: c.app.screen is c.screen)
 
 
 async def test_a_message_that_waited_for_a_model_that_does_not_see(make_app, until, draw, engine):
