@@ -505,6 +505,7 @@ class Controller:
                 await self._follow(inbox, conversation, reply)
         except _Refused as refused:
             await self._take_back(conversation, reply, before, refused.why)
+            self._count_soon()
             return
         except asyncio.CancelledError:  # the app is closing and the engine did not answer in time
             reply.status = "stopped"
