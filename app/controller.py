@@ -31,6 +31,7 @@ from ..engine.events import (
 )
 from ..engine.request import GenerationRequest, Message
 from ..models.errors import UserError
+from .attachments import Attachment, images_of
 from .database import Conversation, Database, Status, Summary, Turn
 from .incoming import title_of
 
@@ -105,6 +106,14 @@ class PromptReturned:
     """What was sent could not be started: it belongs back in the input."""
 
     text: str
+    images: tuple[Attachment, ...] = ()
+
+
+@dataclass(frozen=True)
+class CannotSee:
+    """The model `name` reads text only and was not asked: the message has images."""
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -159,6 +168,7 @@ ControllerEvent = (
     | ThinkingAdded
     | TextAdded
     | PromptReturned
+    | CannotSee
     | ModelLoading
     | ModelReady
     | ModelFailed
@@ -230,7 +240,7 @@ class Controller:
         self._settled = asyncio.Event()
         """Set while it is known which model there is, if any: neither at the start nor during a load."""
         self._count: asyncio.Task[None] | None = None
-        self._draft = ""
+        self._draft = Message("user", "")
         self._saving_failed = False
         self._open = False
 
@@ -276,7 +286,7 @@ class Controller:
                 await self._tell(
                     Told("The last reply was cut off when the program ended: you can continue it.")
                 )
-        await self._tell(ConversationShown(self.conversation))
+        await self._tell_shown()
 
     async def start_engine(self) -> EngineThread:
         """The engine, brought up on first use; that takes seconds and happens on another thread."""
@@ -359,9 +369,9 @@ class Controller:
         self.settings = settings
         self._count_soon()
 
-    def set_draft(self, text: str) -> None:
+    def set_draft(self, text: str, images: Sequence[Attachment] = ()) -> None:
         """What the input holds, counted with the conversation's tokens."""
-        self._draft = text
+        self._draft = Message("user", text, images=images_of(images))
         self._count_soon()
 
     # The list of conversations
@@ -396,12 +406,18 @@ class Controller:
     async def _show(self, conversation: Conversation) -> None:
         await self.cancel()
         self.conversation = conversation
-        await self._tell(ConversationShown(conversation))
+        await self._tell_shown()
         self._count_soon()
+
+    async def _tell_shown(self) -> None:
+        await self._tell(ConversationShown(self.conversation))
+        images = [image for turn in self.conversation.turns for image in turn.images]
+        if gone := ", ".join(image.name for image in images if image.image is None):
+            await self._tell(Told(f"The conversation goes on without images whose copies are gone: {gone}."))
 
     # Replies
 
-    async def send(self, text: str) -> None:
+    async def send(self, text: str, images: tuple[Attachment, ...] = ()) -> None:
         """Add the user's turn and start the reply to it; while a model is loading, the reply waits."""
         refusal = None
         if self.replying:
@@ -410,11 +426,11 @@ class Controller:
             refusal = "No model is loaded: choose one with F3."
         if refusal:
             await self._tell(Told(refusal))
-            await self._tell(PromptReturned(text))
+            await self._tell(PromptReturned(text, images))
             return
         if not self.conversation.turns:
-            self.conversation.title = title_of(text)
-        user, reply = Turn("user", text), Turn("assistant", "", "streaming")
+            self.conversation.title = title_of(text or images[0].name)
+        user, reply = Turn("user", text, images=images), Turn("assistant", "", "streaming")
         for turn in (user, reply):
             self.conversation.turns.append(turn)
             await self._tell(TurnAdded(turn))
@@ -467,8 +483,11 @@ class Controller:
             if self._stop.is_set():
                 reply.status = "stopped"
             elif self.engine is None or self.model is None:
-                raise _Refused("The model could not be loaded: choose another with F3.")
+                raise _Refused(Told("The model could not be loaded: choose another with F3.", "error"))
+            elif exchange[0].images and not self.model.sees_images:
+                raise _Refused(CannotSee(self.model.name))
             else:
+                await self._tell_unseen(conversation, self.model)
                 conversation.model = self.model.name
                 params = self.settings.sampling_params(self.model.defaults)
                 conversation.settings = asdict(params)
@@ -485,7 +504,8 @@ class Controller:
                     self.engine.cancel(self._request_id)
                 await self._follow(inbox, conversation, reply)
         except _Refused as refused:
-            await self._take_back(conversation, reply, before, str(refused))
+            await self._take_back(conversation, reply, before, refused.why)
+            self._count_soon()
             return
         except asyncio.CancelledError:  # the app is closing and the engine did not answer in time
             reply.status = "stopped"
@@ -526,7 +546,7 @@ class Controller:
                     case Finished():
                         _finish(reply, start, event, limit)
                     case Failed(message=message) if prompt_tokens is None:
-                        raise _Refused(message)
+                        raise _Refused(Told(message, "error"))
                     case Failed():
                         _take(reply, start, event)
                         reply.status, reply.note = "error", event.message
@@ -545,11 +565,18 @@ class Controller:
                 await self._save(conversation, [reply])
                 saved_at = time.monotonic()
 
+    async def _tell_unseen(self, conversation: Conversation, model: ModelInfo) -> None:
+        """Earlier turns may have images for a model that was there before."""
+        if not model.sees_images and any(turn.images for turn in conversation.turns):
+            await self._tell(
+                Told(f"{model.name} reads text only: it answers without this conversation's images.")
+            )
+
     async def _take_back(
-        self, conversation: Conversation, reply: Turn, before: Turn | None, why: str
+        self, conversation: Conversation, reply: Turn, before: Turn | None, why: Told | CannotSee
     ) -> None:
-        """The engine refused the request: leave everything as it was before it."""
-        await self._tell(Told(why, "error"))
+        """The request was refused: leave everything as it was before it."""
+        await self._tell(why)
         if before is not None:
             reply.text, reply.thinking, reply.figures = before.text, before.thinking, before.figures
             reply.status, reply.note = before.status, before.note
@@ -560,15 +587,22 @@ class Controller:
         del conversation.turns[-2:]
         for turn in reversed(exchange):
             await self._tell(TurnRemoved(turn))
-        await self._tell(PromptReturned(exchange[0].text))
+        await self._tell(PromptReturned(exchange[0].text, exchange[0].images))
         with contextlib.suppress(_Told):
             await self._attempt(self.database.remove_turns(conversation, exchange))
 
     def _messages(self, turns: Sequence[Turn]) -> tuple[Message, ...]:
-        """The conversation for the engine: of replies the answers, and none of those that came to none."""
+        """The conversation for the engine: of replies the answers, and none of those that came to none.
+
+        Images are left out for a model that reads text only.
+        """
         system_prompt = self.conversation.system_prompt
         system = [Message("system", system_prompt)] if system_prompt.strip() else []
-        return (*system, *(Message(turn.role, turn.text) for turn in turns if turn.text))
+        sees = self.model is not None and self.model.sees_images
+        said = [
+            Message(turn.role, turn.text, images=images_of(turn.images) if sees else ()) for turn in turns
+        ]
+        return (*system, *(message for message in said if message.content or message.images))
 
     # Tokens
 
@@ -581,7 +615,8 @@ class Controller:
         await asyncio.sleep(COUNT_AFTER_S)  # until the typing pauses
         if self.replying or self.engine is None or self.model is None:
             return
-        draft = (Message("user", self._draft),) if self._draft.strip() else ()
+        images = self._draft.images if self.model.sees_images else ()
+        draft = (replace(self._draft, images=images),) if self._draft.content.strip() or images else ()
         used, limit = 0, self.model.max_context
         if self.conversation.turns or draft:
             messages = (*self._messages(self.conversation.turns), *draft)
@@ -624,7 +659,10 @@ class _Told(Exception):
 
 
 class _Refused(Exception):
-    """The request was not started; the message says why."""
+    """The request was not started; `why` is what to tell of it."""
+
+    def __init__(self, why: Told | CannotSee) -> None:
+        self.why = why
 
 
 def _take(reply: Turn, start: Turn, event: Finished | Failed) -> None:

@@ -9,7 +9,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +18,13 @@ import aiosqlite
 from ..engine.events import Thinking, Usage
 from ..engine.request import Role
 from ..models.errors import UserError
+from .attachments import Attachment
+from .image_store import ImageStore
 
 Status = Literal["complete", "streaming", "stopped", "length", "error"]
 BUSY_TIMEOUT_S = 5.0
+IMAGES = "images"
+"""The directory of the images, beside the database's file."""
 
 # One script per version of the schema; `PRAGMA user_version` counts those that a file has been through.
 MIGRATIONS = (
@@ -50,6 +54,8 @@ MIGRATIONS = (
     CREATE INDEX messages_by_position ON messages (conversation_id, position);
     """,
     "ALTER TABLE messages ADD COLUMN thinking TEXT",  # JSON of engine.events.Thinking; NULL: none
+    # JSON list of images: name, sha256, width, height; NULL: none. Their content is in the image store.
+    "ALTER TABLE messages ADD COLUMN images TEXT",
 )
 
 
@@ -72,6 +78,7 @@ class Turn:
     id: str = field(default_factory=_new_id)
     created: float = field(default_factory=time.time)
     thinking: Thinking = field(default_factory=Thinking)
+    images: tuple[Attachment, ...] = ()
 
     @property
     def has_begun(self) -> bool:
@@ -110,8 +117,9 @@ class Database:
     another program for longer than BUSY_TIMEOUT_S.
     """
 
-    def __init__(self, connection: aiosqlite.Connection) -> None:
+    def __init__(self, connection: aiosqlite.Connection, images: ImageStore) -> None:
         self._connection = connection
+        self._images = images
         self._writing = asyncio.Lock()  # one transaction at a time on the one connection
 
     @classmethod
@@ -130,7 +138,7 @@ class Database:
                 ) from None
         with _translated(path):
             connection = await aiosqlite.connect(path or ":memory:", timeout=busy_timeout_s)
-        database = cls(connection)
+        database = cls(connection, ImageStore(path.with_name(IMAGES) if path else None))
         try:
             with _translated(path):
                 await database._prepare()
@@ -166,7 +174,11 @@ class Database:
         return row[0]
 
     async def save(self, conversation: Conversation, turns: Iterable[Turn]) -> None:
-        """Insert or update the conversation itself and those of its turns."""
+        """Insert or update the conversation itself and those of its turns, with the images of these.
+
+        Raises UserError, for an image after the text has been saved without it.
+        """
+        turns, problem = list(turns), None
         position = {turn.id: number for number, turn in enumerate(conversation.turns)}
         rows = []
         for turn in turns:
@@ -184,9 +196,15 @@ class Database:
                     "figures": json.dumps(asdict(turn.figures)) if turn.figures else None,
                     "created": turn.created,
                     "thinking": json.dumps(asdict(turn.thinking)) if turn.thinking.text else None,
+                    "images": _stored_images(turn.images),
                 }
             )
         async with self._transaction() as run:
+            try:  # first: a message that is saved has its images, even after a kill -9
+                for image in (image for turn in turns for image in turn.images):
+                    await asyncio.to_thread(self._images.put, image)
+            except UserError as error:
+                problem = error
             await run.execute(
                 "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
                 "title = excluded.title, updated = excluded.updated, model = excluded.model, "
@@ -203,11 +221,13 @@ class Database:
             )
             await run.executemany(
                 "INSERT INTO messages VALUES (:id, :conversation_id, :parent_id, :position, :role, :content, "
-                ":status, :note, :figures, :created, :thinking) ON CONFLICT (id) DO UPDATE SET "
+                ":status, :note, :figures, :created, :thinking, :images) ON CONFLICT (id) DO UPDATE SET "
                 "content = excluded.content, status = excluded.status, note = excluded.note, "
                 "figures = excluded.figures, thinking = excluded.thinking",
                 rows,
             )
+        if problem:
+            raise problem
 
     async def remove_turns(self, conversation: Conversation, turns: Iterable[Turn]) -> None:
         """Delete turns, and the conversation with its last one."""
@@ -218,9 +238,13 @@ class Database:
                 "(SELECT 1 FROM messages WHERE conversation_id = ?1)",
                 (conversation.id,),
             )
+        await self._sweep()
 
     async def load(self, conversation_id: str) -> Conversation:
-        """Read a conversation with all its turns. Raises UserError when there is none of that id."""
+        """Read a conversation with all its turns. Raises UserError when there is none of that id.
+
+        An attachment whose file is gone comes without its image.
+        """
         with _translated():
             cursor = await self._connection.execute(
                 "SELECT title, created, model, settings, system_prompt FROM conversations WHERE id = ?",
@@ -228,17 +252,18 @@ class Database:
             )
             found = await cursor.fetchone()
             rows = await self._connection.execute_fetchall(
-                "SELECT role, content, status, note, figures, id, created, thinking FROM messages "
+                "SELECT role, content, status, note, figures, id, created, thinking, images FROM messages "
                 "WHERE conversation_id = ? ORDER BY position",
                 (conversation_id,),
             )
         if found is None:
             raise UserError("That conversation is no longer there: choose another.")
         title, created, model, settings, system_prompt = found
-        turns = [
-            Turn(role, content, status, note, _figures(figures), turn_id, when, _thinking(thinking))
-            for role, content, status, note, figures, turn_id, when, thinking in rows
-        ]
+        turns = []
+        for role, content, status, note, figures, turn_id, when, thinking, stored in rows:
+            images = [await asyncio.to_thread(self._images.get, image) for image in _images(stored)]
+            turn = Turn(role, content, status, note, _figures(figures), turn_id, when, _thinking(thinking))
+            turns.append(replace(turn, images=tuple(images)))
         return Conversation(
             title, system_prompt, model, json.loads(settings), turns, conversation_id, created
         )
@@ -260,16 +285,31 @@ class Database:
     async def delete(self, conversation_id: str) -> None:
         async with self._transaction() as run:
             await run.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
+        await self._sweep()
 
     async def recover(self) -> str | None:
-        """Mark replies that a crash cut off as stopped; returns the newest such conversation's id."""
+        """Mark replies that a crash cut off as stopped; returns the newest such conversation's id.
+
+        Images that a crash left without a message are removed.
+        """
         with _translated():
             rows = await self._connection.execute_fetchall(
                 "SELECT conversation_id FROM messages WHERE status = 'streaming' ORDER BY created DESC"
             )
         async with self._transaction() as run:
             await run.execute("UPDATE messages SET status = 'stopped' WHERE status = 'streaming'")
+        await self._sweep()
         return next((row[0] for row in rows), None)
+
+    async def _sweep(self) -> None:
+        """Remove the images that no message has any more."""
+        async with self._writing:  # nobody saves one meanwhile
+            with _translated():
+                rows = await self._connection.execute_fetchall(
+                    "SELECT DISTINCT json_extract(image.value, '$.sha256') "
+                    "FROM messages, json_each(messages.images) AS image"
+                )
+            await asyncio.to_thread(self._images.sweep, {row[0] for row in rows})
 
     @contextlib.asynccontextmanager
     async def _transaction(self) -> AsyncIterator[aiosqlite.Connection]:
@@ -312,6 +352,8 @@ def _move_aside(path: Path) -> Path:
     for suffix in ("-wal", "-shm"):  # they belong to the damaged file and would spoil the new one
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+    with contextlib.suppress(FileNotFoundError):  # to the new one its images would be nobody's
+        path.with_name(IMAGES).rename(path.with_name(f"{IMAGES}.damaged-{number}"))
     return aside
 
 
@@ -346,3 +388,18 @@ def _figures(stored: str | None) -> Usage | None:
 
 def _thinking(stored: str | None) -> Thinking:
     return Thinking() if stored is None else Thinking(**json.loads(stored))
+
+
+def _stored_images(images: Iterable[Attachment]) -> str | None:
+    entries = [
+        {"name": image.name, "sha256": image.sha256, "width": image.size[0], "height": image.size[1]}
+        for image in images
+    ]
+    return json.dumps(entries) if entries else None
+
+
+def _images(stored: str | None) -> list[Attachment]:
+    return [
+        Attachment(entry["name"], (entry["width"], entry["height"]), entry["sha256"])
+        for entry in json.loads(stored or "[]")
+    ]

@@ -19,16 +19,25 @@ from textual.screen import Screen
 
 from ..models.errors import UserError
 from .actions import ACTIONS
-from .controller import INTERNAL_ERROR, Controller, ControllerEvent, ModelFailed, ModelReady, Told
+from .controller import (
+    INTERNAL_ERROR,
+    CannotSee,
+    Controller,
+    ControllerEvent,
+    ModelFailed,
+    ModelReady,
+    Told,
+)
 from .database import open_or_replace
 from .library import scan
 from .paths import Paths
 from .screens.chat import ChatScreen
 from .screens.conversations import ConversationsScreen
 from .screens.help import HelpScreen
-from .screens.images import ImagesScreen
+from .screens.images import ImagesScreen, SeeingModelsScreen
 from .settings import Settings, SettingsStore
 from .theme import DARK, LIGHT, THEMES
+from .widgets.graphics import graphics_widget
 
 if TYPE_CHECKING:
     from ..engine.thread import EngineThread
@@ -39,6 +48,7 @@ log = logging.getLogger(__name__)
 def run(paths: Paths, model: str | None = None) -> int:
     """Open the app until the user quits; returns the exit code. `model` names the model to load."""
     recognise_alt_enter()
+    graphics_widget()  # asks the terminal, while it still answers
     app = LiteLlamaApp(paths, model)
     app.run()
     if app.controller.engine is not None:
@@ -151,6 +161,8 @@ class LiteLlamaApp(App[None]):
             case ModelFailed(_, message):
                 self.notify(message, title="The model was not loaded", severity="error", markup=False)
                 self.action_models()
+            case CannotSee():
+                self.action_seeing_models()
             case ModelReady(name) if name != self.settings.model:
                 await self._use_settings(self.settings.model_copy(update={"model": name}))
         await self._chat.handle(event)
@@ -170,6 +182,17 @@ class LiteLlamaApp(App[None]):
             await self._add_model(first_run=False)
         elif choice is not None and choice.name is not None:
             await self.controller.load_model(choice.name)
+
+    @work(group="dialog", exclusive=True)
+    async def action_seeing_models(self) -> None:
+        """Offer models that see images in place of the one that is loaded."""
+        library = await asyncio.to_thread(scan, self.paths.models)
+        names = [checkpoint.path.name for checkpoint in library.models if checkpoint.config.vision]
+        name = await self.push_screen_wait(SeeingModelsScreen(self.controller.model_name or "", names))
+        if name:
+            await self.controller.load_model(name)
+        elif name is not None:
+            await self._add_model(first_run=False)
 
     async def _add_model(self, *, first_run: bool) -> None:
         from .screens.wizard import WizardScreen
@@ -191,7 +214,7 @@ class LiteLlamaApp(App[None]):
         self.push_screen(HelpScreen())
 
     def action_images(self) -> None:
-        self.push_screen(ImagesScreen())
+        self.push_screen(ImagesScreen(self._chat))
 
     @work(group="dialog", exclusive=True)
     async def action_conversations(self) -> None:

@@ -120,7 +120,7 @@ class Engine:
             operators=model.ops.name,
             defaults=tokenizer.defaults,
             thinking=tokenizer.thinking,
-            sees_images=self._vision is not None,
+            image_tokens=self._vision.tokens if self._vision else 0,
         )
 
     @classmethod

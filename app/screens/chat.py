@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
 from typing import ClassVar
 
-from textual import on
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Footer, TextArea
 
+from ...models.errors import UserError
 from ..actions import ACTIONS, slash_command
+from ..attachments import Attachments
 from ..controller import (
     ContextUsed,
     Controller,
@@ -29,11 +33,12 @@ from ..controller import (
     TurnChanged,
     TurnRemoved,
 )
-from ..incoming import image_paths
+from ..incoming import command_paths, image_paths
+from ..text import one_line
+from ..widgets.attachments import AttachedChip, AttachmentBar
 from ..widgets.prompt import PromptInput
 from ..widgets.status import ContextLabel, ContextMeter, Header, Telemetry
 from ..widgets.transcript import Transcript
-from . import images
 
 
 class ChatScreen(Screen[None]):
@@ -50,9 +55,11 @@ class ChatScreen(Screen[None]):
     def __init__(self, controller: Controller) -> None:
         super().__init__()
         self.controller = controller
+        self.attachments = Attachments(lambda: self.call_later(self._show_attachments))
         self._without_model = False  # told so; at the start it is only not known yet
         self._header = Header()
         self._transcript = Transcript(id="transcript")
+        self._attachment_bar = AttachmentBar()
         self._prompt = PromptInput()
         self._telemetry = Telemetry()
         self._meter_label = ContextLabel()
@@ -62,6 +69,7 @@ class ChatScreen(Screen[None]):
         yield self._header
         yield self._transcript
         with Vertical(id="composer"):
+            yield self._attachment_bar
             yield self._prompt
             with Horizontal(id="status"):
                 yield self._telemetry
@@ -106,8 +114,9 @@ class ChatScreen(Screen[None]):
                 self._show_idle()
             case PromptRead(done, total):
                 self._telemetry.show_prefill(done, total)
-            case PromptReturned(text):
+            case PromptReturned(text, images):
                 self._prompt.give_back(text)
+                self.attachments.put(*images, *self.attachments.items)
             case ContextUsed(used, limit):
                 self._meter_label.show(used, limit)
                 self._meter.show(used, limit)
@@ -118,11 +127,13 @@ class ChatScreen(Screen[None]):
             case ModelReady(_, info):
                 self._without_model = False
                 self._header.show_model(info)
+                await self._show_attachments()
                 if not self.controller.replying:
                     self._show_idle()
             case ModelFailed() | ModelGone():
                 self._without_model = True
                 self._header.show_model(None)
+                await self._show_attachments()
                 self._show_idle()
 
     def _show_idle(self) -> None:
@@ -141,17 +152,20 @@ class ChatScreen(Screen[None]):
 
     @on(TextArea.Changed)
     def _draft_changed(self, event: TextArea.Changed) -> None:
-        self.controller.set_draft(event.text_area.text)
+        self._count_draft()
 
-    @on(PromptInput.ImagesDropped)
-    def _images_dropped(self) -> None:
-        self._notify_images()
+    def _count_draft(self) -> None:
+        self.controller.set_draft(self._prompt.text, self.attachments.items)
 
     @on(PromptInput.Submitted)
     async def _submit(self, event: PromptInput.Submitted) -> None:
+        images = self.attachments.items
         # Images first: a path begins with a slash as a command does.
-        if image_paths(event.text):
-            self._notify_images()
+        if paths := command_paths(event.text) or image_paths(event.text):
+            event.prompt.text = ""
+            self._attach_written(paths, event.text)
+        elif not event.text and not images:
+            return
         elif action := slash_command(event.text):
             event.prompt.text = ""
             await self.run_action(action.name)
@@ -159,12 +173,68 @@ class ChatScreen(Screen[None]):
             self.notify(
                 "The last reply is still being written: wait, or stop it with Esc.", severity="warning"
             )
+        elif self.attachments.reading:
+            self.notify("An image is still being read: send the message in a moment.", severity="warning")
         else:
             event.prompt.sent(event.text)
-            await self.controller.send(event.text)
+            self.attachments.put()
+            await self.controller.send(event.text, images)
 
-    def _notify_images(self) -> None:
-        self.notify(images.NOT_YET, title="Image", markup=False)
+    # Images
+
+    async def attach(self, paths: Sequence[Path]) -> bool:
+        """Attach image files, and say what is wrong with those that are none; False if there were any."""
+        return all([await self._add(self.attachments.add(path)) for path in paths])
+
+    async def attach_from_clipboard(self) -> bool:
+        return await self._add(self.attachments.add_from_clipboard())
+
+    async def _add(self, adding: Awaitable[str]) -> bool:
+        try:
+            remark = await adding
+        except UserError as error:
+            self.notify(one_line(str(error)), title="Not attached", severity="error", markup=False)
+            return False
+        if remark:
+            self.notify(one_line(remark), markup=False)
+        return True
+
+    @on(PromptInput.ImagesDropped)
+    @work
+    async def _images_dropped(self, event: PromptInput.ImagesDropped) -> None:
+        await self.attach(event.paths)
+
+    @work
+    async def _attach_written(self, paths: Sequence[Path], text: str) -> None:
+        """`text` named the paths; it goes back where they cannot be attached."""
+        if not await self.attach(paths):
+            self._prompt.give_back(text)
+
+    @on(PromptInput.PasteAsked)
+    @work
+    async def _paste(self, event: PromptInput.PasteAsked) -> None:
+        """An image on the clipboard goes before text that was copied here, perhaps long ago."""
+        try:
+            await self.attachments.add_from_clipboard()
+        except UserError as error:
+            if self.app.clipboard:
+                event.prompt.paste_text()
+            else:
+                self.notify(one_line(str(error)), markup=False)
+
+    @on(AttachedChip.Removed)
+    def _chip_removed(self, event: AttachedChip.Removed) -> None:
+        self.attachments.remove(event.chip.attachment)
+
+    async def _show_attachments(self) -> None:
+        await self._attachment_bar.show(
+            self.attachments.items, self.attachments.reading, self.controller.model
+        )
+        if self.focused is None:  # it was on a chip that is no longer there
+            self._prompt.focus()
+        self._count_draft()
+
+    # Keys and commands
 
     async def action_cancel(self) -> None:
         await self.controller.cancel()

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from textual.app import ComposeResult
-from textual.containers import Vertical
+from textual.containers import ItemGrid, Vertical
 from textual.content import Content
 from textual.widgets import Static
 
 from ..database import Turn
 from ..text import inert
+from .attachments import Chip
 from .markdown import ReplyMarkdown
 from .thinking import ThinkingBlock
 
 
-class UserMessage(Static):
-    """What the user wrote, exactly as written."""
+class UserMessage(Vertical):
+    """What the user wrote, exactly as written, below the images that came with it."""
 
     def __init__(self, turn: Turn) -> None:
-        super().__init__(Content(inert(turn.text)), markup=False)
+        super().__init__()
         self.turn = turn
+
+    def compose(self) -> ComposeResult:
+        if self.turn.images:
+            yield ItemGrid(*(Chip(image) for image in self.turn.images), min_column_width=34)
+        if self.turn.text:
+            yield Static(Content(inert(self.turn.text)), classes="text", markup=False)
 
 
 class ReplyMessage(Vertical):

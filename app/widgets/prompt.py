@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class PromptInput(TextArea):
 
     @dataclass
     class Submitted(Message):
-        """The user wants `text` to be sent; it is still in the input."""
+        """The user wants `text`, which may be empty, to be sent; it is still in the input."""
 
         prompt: PromptInput
         text: str
@@ -40,10 +41,20 @@ class PromptInput(TextArea):
 
     @dataclass
     class ImagesDropped(Message):
-        """Paths of images were pasted, as terminals do with files dropped on them; they are in the input."""
+        """Paths of images were pasted, as terminals do with files dropped on them; they are not text."""
 
         prompt: PromptInput
         paths: list[Path]
+
+        @property
+        def control(self) -> PromptInput:
+            return self.prompt
+
+    @dataclass
+    class PasteAsked(Message):
+        """The user pressed the key that pastes where the terminal does not do so itself."""
+
+        prompt: PromptInput
 
         @property
         def control(self) -> PromptInput:
@@ -60,13 +71,12 @@ class PromptInput(TextArea):
         self._recalled: int | None = None
 
     def _submit(self) -> None:
-        text = inert(self.text).rstrip()
-        if text:
-            self.post_message(self.Submitted(self, text))
+        self.post_message(self.Submitted(self, inert(self.text).rstrip()))
 
     def sent(self, text: str) -> None:
         """`text` was accepted: keep it for the up key, and in the input only what was typed since."""
-        self._sent.append(text)
+        if text:
+            self._sent.append(text)
         self._recalled = None
         rest = self.text.removeprefix(text) if self.text.startswith(text) else ""
         self._show(rest if rest.strip() else "")
@@ -74,6 +84,13 @@ class PromptInput(TextArea):
     def give_back(self, text: str) -> None:
         """Put text back that could not be sent, before what has been typed since."""
         self._show("\n".join(part for part in (text, self.text) if part))
+
+    def action_paste(self) -> None:
+        self.post_message(self.PasteAsked(self))
+
+    def paste_text(self) -> None:
+        """Paste what was copied within the app."""
+        super().action_paste()
 
     def action_cursor_up(self, select: bool = False) -> None:
         at = len(self._sent) if self._recalled is None else self._recalled
@@ -116,6 +133,8 @@ class PromptInput(TextArea):
         event.stop()
         event.prevent_default()  # TextArea's own handler would keep the carriage returns
         text = event.text.replace("\r\n", "\n").replace("\r", "\n")
-        self._put(text)
-        if paths := image_paths(text):
+        paths = image_paths(text)
+        if paths and all(os.path.exists(path) for path in paths):
             self.post_message(self.ImagesDropped(self, paths))
+        else:
+            self._put(text)

@@ -62,7 +62,8 @@ class FakeEngine(EngineThread):
     `engine.reply("Hel", "lo")` queues the answer to the next request (without one it answers "Fine.");
     `engine.requests`, `engine.loads` and `engine.cancelled` record what the app asked for. Figures are
     fixed: TTFT 0.25 s, 20 tokens/s, one token per chunk, half a second per chunk of thinking, seed 7. A token
-    of a prompt is a word, plus four per message.
+    of a prompt is a word, plus four per message, plus 576 per image. A model sees images if its name begins
+    with `llava`.
     """
 
     def __init__(self, max_context: int = 2048) -> None:
@@ -150,7 +151,7 @@ class FakeEngine(EngineThread):
     def count_tokens(self, messages: Sequence[Message]) -> int:
         if self._model is None:
             return 0
-        return sum(4 + len(message.content.split()) for message in messages)
+        return sum(4 + len(message.content.split()) + 576 * len(message.images) for message in messages)
 
     @property
     def model(self) -> ModelInfo | None:
@@ -185,6 +186,7 @@ class FakeEngine(EngineThread):
             kv_bytes=94_371_840,
             operators="reference",
             defaults={},
+            image_tokens=576 if name.startswith("llava") else 0,
         )
 
     def _play_load(self, options: LoadOptions, sink: Sink, cancel: threading.Event) -> None:
@@ -278,7 +280,10 @@ def make_app(engine: FakeEngine, paths: Paths, make_model: Callable[..., Path]):
 
 @pytest.fixture
 def make_model(paths: Paths) -> Callable[..., Path]:
-    """`make_model("tiny")` puts a converted model (without real weights) under paths.models."""
+    """`make_model("tiny")` puts a converted model (without real weights) under paths.models.
+
+    It is a LLaVA, which sees images, if its name begins with `llava`.
+    """
 
     def make(name: str, source: str = "demo") -> Path:
         directory = paths.models / name
@@ -292,6 +297,13 @@ def make_model(paths: Paths) -> Callable[..., Path]:
             "num_attention_heads": 4,
             "max_position_embeddings": 2048,
         }
+        if name.startswith("llava"):
+            config = {
+                "architectures": ["LlavaForConditionalGeneration"],
+                "text_config": config | {"model_type": "llama"},
+                "vision_config": {},
+                "image_token_index": 127,
+            }
         files = {"config.json": json.dumps(config).encode(), "model.safetensors": b"\0" * 4096}
         records = {}
         for file, content in files.items():

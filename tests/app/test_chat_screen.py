@@ -18,7 +18,6 @@ from lite_llama.app.database import Conversation, Database, Turn
 from lite_llama.app.screens.chat import ChatScreen
 from lite_llama.app.screens.conversations import ConversationsScreen
 from lite_llama.app.screens.help import HelpScreen
-from lite_llama.app.screens.images import NOT_YET, ImagesScreen
 from lite_llama.app.screens.models import ModelScreen
 from lite_llama.app.screens.settings import SettingsScreen
 from lite_llama.app.screens.wizard import WizardScreen
@@ -63,7 +62,7 @@ class Chat:
         texts = []
         for widget in transcript.children:
             if isinstance(widget, UserMessage):
-                texts.append(str(widget.render()))
+                texts.append(str(widget.query_one(".text", Static).render()))
             elif isinstance(widget, ReplyMessage):
                 texts.append(widget.query_one(ReplyMarkdown).source)
         return texts
@@ -424,35 +423,12 @@ async def test_a_reopened_conversation_has_its_thinking(chat, engine):
 # Images
 
 
-async def test_a_dropped_image_is_answered_and_not_sent(chat, engine):
-    dropped = "'/home/x/my cat.PNG'"
-    async with chat() as c:
-        c.prompt.post_message(events.Paste(dropped))
-        await c.until(c.notices)
-        assert c.notices() == [NOT_YET]
-        await c.pilot.press("enter")
-        await c.until(lambda: len(c.notices()) == 2)
-        assert c.prompt.text == dropped
-        assert engine.requests == []
-
-
 async def test_a_path_that_is_no_image_is_a_message_and_no_command(chat, engine):
     async with chat() as c:
         await c.ask("/help/notes.txt")
         assert engine.requests[0].messages[-1].content == "/help/notes.txt"
         assert c.notices() == []
         assert isinstance(c.app.screen, ChatScreen)
-
-
-async def test_the_image_panel_is_honest(chat):
-    async with chat() as c:
-        await c.pilot.press("f4")
-        await c.screen(ImagesScreen)
-        text = " ".join(str(widget.render()) for widget in c.app.screen.query(Static))
-        assert "Attached: none" in text
-        assert NOT_YET in text
-        await c.pilot.press("escape")
-        await c.screen(ChatScreen)
 
 
 # Dialogs, commands, themes

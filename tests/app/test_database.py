@@ -1,13 +1,18 @@
 """Conversations on disk: what is saved comes back, whatever state the file is in."""
 
 import contextlib
+import os
 import sqlite3
 
 import pytest
+from PIL import Image as pillow
 
-from lite_llama.app import database
+from lite_llama.app import database, image_store
+from lite_llama.app.attachments import attachment_of
 from lite_llama.app.database import Conversation, DamagedError, Database, Turn, open_or_replace
+from lite_llama.app.image_store import ImageStore
 from lite_llama.engine.events import Thinking, Usage
+from lite_llama.engine.images import read_image
 from lite_llama.models.errors import UserError
 
 
@@ -225,6 +230,157 @@ async def test_a_file_from_before_thinking_is_migrated(path):
     loaded = await opened.load("c")
     assert loaded.turns == [Turn("assistant", "Yes", id="m", created=1.0)]
     loaded.turns[0].thinking = Thinking("Hm", 1, 0.5)
+    await opened.save(loaded, loaded.turns)
+    assert await opened.load("c") == loaded
+    await opened.close()
+
+
+# Images
+
+
+@pytest.fixture
+def attachment(tmp_path):
+    """`attachment("red")`: a small picture of that colour, as it is attached."""
+
+    def make(colour):
+        path = tmp_path / f"{colour}.png"
+        pillow.new("RGB", (40, 30), colour).save(path)
+        return attachment_of(read_image(path))
+
+    return make
+
+
+def with_images(*images, title="Pictures"):
+    return Conversation(title=title, turns=[Turn("user", "What is this?", images=images)])
+
+
+def stored(path):
+    return sorted(file.name for file in (path.parent / "images").iterdir())
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """Copies may be removed at once."""
+    monkeypatch.setattr(image_store, "GRACE_S", -1.0)
+
+
+async def test_images_are_kept_with_their_message(db, path, attachment):
+    red, blue = attachment("red"), attachment("blue")
+    saved = with_images(red, blue)
+    await db.save(saved, saved.turns)
+    (path.parent.parent / "red.png").unlink()  # the copy is what counts
+    assert stored(path) == sorted([red.sha256, blue.sha256])
+    other = await Database.open(path)  # as the next start after kill -9
+    try:
+        loaded = await other.load(saved.id)
+    finally:
+        await other.close()
+    assert loaded == saved
+    first, second = loaded.turns[0].images
+    assert (first.image, second.image) == (red.image, blue.image)
+    assert first.thumbnail is not None
+    assert first.thumbnail.getpixel((0, 0)) == (255, 0, 0)
+
+
+async def test_one_copy_does_for_all_messages_and_goes_with_the_last(db, path, attachment, later):
+    red, blue = attachment("red"), attachment("blue")
+    one, two = with_images(red, blue), with_images(red)
+    for each in (one, two):
+        await db.save(each, each.turns)
+    assert len(stored(path)) == 2
+    await db.delete(one.id)
+    assert stored(path) == [red.sha256]
+    await db.remove_turns(two, two.turns)
+    assert stored(path) == []
+
+
+async def test_copies_of_another_program_are_left_alone_while_they_are_new(db, path, attachment):
+    other = ImageStore(path.parent / "images")
+    other.put(attachment("red"))
+    await db.recover()
+    assert stored(path) == [attachment("red").sha256]
+    os.utime(path.parent / "images" / attachment("red").sha256, (0, 0))
+    await db.recover()
+    assert stored(path) == []
+
+
+async def test_half_a_copy_is_never_taken_for_one(db, path, attachment, later, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    red = attachment("red")
+    monkeypatch.setattr("os.replace", killed)
+    monkeypatch.setattr("os.unlink", lambda _: None)  # what comes after a kill does not happen either
+    with pytest.raises(KeyboardInterrupt):
+        ImageStore(path.parent / "images").put(red)
+    monkeypatch.undo()
+    monkeypatch.setattr(image_store, "GRACE_S", -1.0)
+    assert len(stored(path)) == 1
+    saved = with_images(red)
+    await db.save(saved, saved.turns)
+    assert (await db.load(saved.id)).turns[0].images[0].image == red.image
+    await db.recover()
+    assert stored(path) == [red.sha256]
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+async def test_a_copy_that_is_gone_or_damaged_leaves_the_text(db, path, attachment, damage):
+    saved = with_images(attachment("red"))
+    await db.save(saved, saved.turns)
+    copy = path.parent / "images" / saved.turns[0].images[0].sha256
+    copy.unlink() if damage == "gone" else copy.write_bytes(copy.read_bytes()[:-20])
+    loaded = await db.load(saved.id)
+    assert loaded == saved
+    assert loaded.turns[0].images[0].image is None
+
+
+async def test_the_text_is_saved_when_an_image_cannot_be(db, path, attachment):
+    (path.parent / "images").touch()  # in the directory's place
+    saved = with_images(attachment("red"))
+    with pytest.raises(UserError, match=r"The copy of red\.png cannot be written"):
+        await db.save(saved, saved.turns)
+    assert (await db.load(saved.id)).turns[0].text == "What is this?"
+
+
+async def test_a_session_in_memory_keeps_images_there_and_removes_none(path, attachment, later):
+    path.mkdir(parents=True)  # in the database's place
+    kept = attachment("blue")
+    ImageStore(path.parent / "images").put(kept)
+    opened, _ = await open_or_replace(path)
+    saved = with_images(attachment("red"))
+    await opened.save(saved, saved.turns)
+    assert (await opened.load(saved.id)).turns[0].images[0].image is not None
+    await opened.recover()
+    await opened.close()
+    assert stored(path) == [kept.sha256]
+
+
+async def test_the_images_of_a_damaged_file_are_moved_aside_with_it(path, attachment, later):
+    path.parent.mkdir()
+    path.write_bytes(b"this is no database")
+    ImageStore(path.parent / "images").put(attachment("red"))
+    opened, _ = await open_or_replace(path)
+    await opened.recover()
+    await opened.close()
+    assert [file.name for file in (path.parent / "images.damaged-1").iterdir()] == [attachment("red").sha256]
+
+
+async def test_a_file_from_before_images_is_migrated(path, attachment):
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        for script in database.MIGRATIONS[:2]:
+            old.executescript(script)
+        old.execute("INSERT INTO conversations VALUES ('c', 'Old', 1.0, 2.0, 'tiny', '{}', '')")
+        old.execute(
+            "INSERT INTO messages VALUES ('m', 'c', NULL, 0, 'user', 'Hi', 'complete', '', NULL, 1.0, NULL)"
+        )
+        old.execute("PRAGMA user_version = 2")
+        old.commit()
+    opened, notice = await open_or_replace(path)
+    assert notice is None
+    loaded = await opened.load("c")
+    assert loaded.turns == [Turn("user", "Hi", id="m", created=1.0)]
+    loaded.turns.append(Turn("user", "And this?", images=(attachment("red"),)))
     await opened.save(loaded, loaded.turns)
     assert await opened.load("c") == loaded
     await opened.close()

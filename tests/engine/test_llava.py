@@ -197,6 +197,7 @@ def test_prompts_are_those_of_the_processor(name, pair, images):
     ids = engine.tokenizer.encode_chat(messages)
     assert ids == oracle.inputs(messages)["input_ids"][0].tolist()
     assert engine.count_tokens(messages) == len(ids)
+    assert engine.info.image_tokens == 25
 
 
 @pytest.mark.parametrize("name", ["one", "two", "three", "turns", "late"])
