@@ -313,7 +313,7 @@ def convert(
     cancel = threading.Event()
     with on_interrupt(cancel.set):
         with console.status("Starting"):
-            from ..converter import Cancelled, clean_up
+            from ..converter import Cancelled, clean_up, parts
             from ..converter import convert as run
             from . import progress
 
@@ -326,9 +326,9 @@ def convert(
         try:
             done = progress.show(events, console)
         except Cancelled:
-            kept = paths.downloads.is_dir() and any(paths.downloads.iterdir())
+            kept = parts(paths.models) or (paths.downloads.is_dir() and any(paths.downloads.iterdir()))
             raise UserError(
-                "Stopped: the part that is downloaded is kept for the next try, nothing else was left behind."
+                "Stopped: the same command goes on from here within a week."
                 if kept
                 else "Stopped: nothing was left behind."
             ) from None

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from .convert import SourceInfo, convert, inspect
 from .events import Cancelled, ConvertEvent, Done, Notice, Progress
-from .staging import clean_up, remove
+from .staging import Part, clean_up, discard_part, parts, remove, rename
 
 __all__ = [
     "Cancelled",
     "ConvertEvent",
     "Done",
     "Notice",
+    "Part",
     "Progress",
     "SourceInfo",
     "clean_up",
     "convert",
+    "discard_part",
     "inspect",
+    "parts",
     "remove",
+    "rename",
 ]

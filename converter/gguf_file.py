@@ -122,10 +122,11 @@ class GGUFFile:
 
     def __init__(self, path: Path):
         self.path = path
+        self.paths = _parts(path)
         self.tensors: dict[str, TensorInfo] = {}
         self._files = contextlib.ExitStack()
         try:
-            headers = [self._open_part(part) for part in _parts(path)]
+            headers = [self._open_part(part) for part in self.paths]
             if headers[0].integer("split.count", 1) > len(headers):
                 raise CheckpointError(
                     f"{path} is one part of a split model: give the parts their names "

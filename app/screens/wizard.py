@@ -18,7 +18,7 @@ from textual.screen import Screen
 from textual.widgets import Button, ContentSwitcher, Static
 from textual.worker import Worker
 
-from ...converter import Cancelled, Done, Notice, Progress, SourceInfo, convert, inspect
+from ...converter import Cancelled, Done, Notice, Progress, SourceInfo, convert, inspect, parts
 from ...engine.events import (
     Event,
     Failed,
@@ -252,8 +252,12 @@ class WizardScreen(Screen[str | None]):
         try:
             self._model = await asyncio.to_thread(self._run, source.source, name, dtype, replace, cancel)
         except Cancelled:
-            kept = source.download_bytes > 0 and _holds_data(self._paths.downloads)
-            rest = "what was downloaded is kept for the next try" if kept else "nothing was left behind"
+            if any(part.name == name for part in await asyncio.to_thread(parts, self._paths.models)):
+                rest = "F3 shows the part that is done, to go on from there"
+            elif source.download_bytes > 0 and _holds_data(self._paths.downloads):
+                rest = "what was downloaded is kept for the next try"
+            else:
+                rest = "nothing was left behind"
             self._go("choose", f"Cancelled; {rest}.")
         except Exception as error:
             self._go("check", self._sentence(error), error=True)
