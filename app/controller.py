@@ -236,6 +236,8 @@ class Controller:
         self._request_id: int | None = None
         self.model_name: str | None = None
         """The directory of the model that was loaded last."""
+        self._back_to: str | None = None
+        """The model that a load replaces, loaded again when it comes to nothing."""
         self._load: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
         """Set while it is known which model there is, if any: neither at the start nor during a load."""
@@ -248,7 +250,9 @@ class Controller:
 
     @property
     def model(self) -> ModelInfo | None:
-        return self.engine.model if self.engine else None
+        """What is loaded, by the name of its directory (it may have been renamed since)."""
+        info = self.engine.model if self.engine else None
+        return replace(info, name=self.model_name) if info and self.model_name else info
 
     @property
     def replying(self) -> bool:
@@ -313,8 +317,13 @@ class Controller:
     # The model
 
     async def load_model(self, name: str) -> None:
-        """Load a converted model; returns at once, ModelReady or ModelFailed tells the outcome."""
+        """Load a converted model; returns at once, ModelReady or ModelFailed tells the outcome.
+
+        When it fails or is cancelled, the model that was loaded before is loaded again.
+        """
         await self.free_engine()
+        if self.model is not None:
+            self._back_to = self.model_name
         if self._load is not None and not self._load.done():
             self._load.cancel()
             if self.engine:
@@ -338,12 +347,41 @@ class Controller:
                     case Loaded():
                         await self.model_changed(name)
                     case LoadFailed(message):
-                        self._settled.set()
-                        await self._tell(ModelFailed(name, message))
+                        if self._back_to in (None, name):
+                            self._back_to = None
+                            self._settled.set()
+                            await self._tell(ModelFailed(name, message))
+                        else:
+                            await self._tell(Told(f"{name}: {message} Going back to {self._back_to}."))
+                            await self._load_model(self._back_to)
         except Exception:
             log.exception("loading %s failed", name)
             self._settled.set()
             await self._tell(ModelFailed(name, INTERNAL_ERROR))
+
+    def cancel_load(self) -> None:
+        """Stop the load in progress, if any; what was loaded before comes back."""
+        if self.engine and self.loading:
+            self.engine.cancel_load()
+
+    async def unload(self) -> None:
+        """Have no model loaded."""
+        await self.free_engine()
+        if self.engine:
+            self.engine.unload()
+        self._back_to = self.model_name = None
+        await self._tell(ModelGone())
+
+    async def model_renamed(self, name: str, new_name: str) -> None:
+        """The directory `name` is called `new_name` now: conversations go on with it."""
+        if self.conversation.model == name:
+            self.conversation.model = new_name
+        with contextlib.suppress(_Told):
+            await self._attempt(self.database.rename_model(name, new_name))
+        if self._back_to == name:
+            self._back_to = new_name
+        if self.model_name == name:
+            await self.model_changed(new_name)
 
     async def free_engine(self) -> None:
         """Stop the reply that the engine is writing; one that waits for a model goes on waiting."""
@@ -352,7 +390,8 @@ class Controller:
 
     async def model_changed(self, name: str | None) -> None:
         """The engine now has the model `name`, loaded here or by the wizard; None: whatever it has."""
-        self.model_name = name or (self.model.name if self.model else None)
+        loaded = self.engine.model if self.engine else None
+        self.model_name = name or (loaded.name if loaded else None)
         self._settled.set()
         if self.model is None or self.model_name is None:
             await self._tell(ModelGone())

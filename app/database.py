@@ -282,6 +282,11 @@ class Database:
         async with self._transaction() as run:
             await run.execute("UPDATE conversations SET title = ? WHERE id = ?", (title, conversation_id))
 
+    async def rename_model(self, name: str, new_name: str) -> None:
+        """Have the conversations of the model `name` know it by its new name."""
+        async with self._transaction() as run:
+            await run.execute("UPDATE conversations SET model = ? WHERE model = ?", (new_name, name))
+
     async def delete(self, conversation_id: str) -> None:
         async with self._transaction() as run:
             await run.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from .convert import SourceInfo, convert, inspect
 from .events import Cancelled, ConvertEvent, Done, Notice, Progress
+from .local import Local, find_local
 from .staging import Part, clean_up, discard_part, parts, remove, rename
 
 __all__ = [
     "Cancelled",
     "ConvertEvent",
     "Done",
+    "Local",
     "Notice",
     "Part",
     "Progress",
@@ -17,6 +19,7 @@ __all__ = [
     "clean_up",
     "convert",
     "discard_part",
+    "find_local",
     "inspect",
     "parts",
     "remove",

@@ -237,7 +237,10 @@ class ChatScreen(Screen[None]):
     # Keys and commands
 
     async def action_cancel(self) -> None:
-        await self.controller.cancel()
+        if self.controller.replying:
+            await self.controller.cancel()
+        else:
+            self.controller.cancel_load()
 
     async def action_continue_reply(self) -> None:
         if self.controller.can_continue:

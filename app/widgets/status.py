@@ -67,7 +67,7 @@ class Telemetry(Static):
         parts: list[Content | str] = [f"Loading {one_line(name)}  "]
         if total:
             parts += [bar(done / total, 12, "$primary"), f" {done / total:4.0%}  "]
-        self.update(Content.assemble(*parts, (one_line(text), "$text-muted")))
+        self.update(Content.assemble(*parts, (f"{one_line(text)} · Esc cancels", "$text-muted")))
 
     def show_prefill(self, done: int, total: int) -> None:
         self.update(

@@ -246,6 +246,16 @@ class FakeEngine(EngineThread):
         self._release.clear()
 
 
+@pytest.fixture(autouse=True)
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the Hugging Face cache is: nowhere yet, whatever this machine has."""
+    from huggingface_hub import constants
+
+    path = tmp_path / "hub-cache"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(path))
+    return path
+
+
 @pytest.fixture
 def paths(tmp_path: Path) -> Paths:
     """A home of the test's own, still empty."""
