@@ -171,7 +171,7 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
             border-title-color: $text-primary;
             border-title-style: bold;
         }
-        #filter { margin: 0 2; width: 1fr; padding: 0 1 !important; background: $foreground 7%; }
+        #filter { margin: 0 2 1 2; width: 1fr; padding: 0 1 !important; background: $foreground 7%; }
         #filter:focus { background: $primary 25%; }
         #models {
             height: auto;
@@ -190,7 +190,7 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
             text-style: none;
         }
         #note { padding: 0 2; color: $text-muted; }
-        #note.-damage { color: $text-error; }
+        #note.-damage { margin-top: 1; color: $text-error; }
         #buttons {
             height: 2;
             padding: 0 2;

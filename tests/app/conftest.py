@@ -71,6 +71,8 @@ class FakeEngine(EngineThread):
         self.max_context = max_context
         self.load_error: str | None = None
         """The next loads fail with this message."""
+        self.unloadable: dict[str, str] = {}
+        """Name of a model -> the message that its loads fail with."""
         self.load_hold = threading.Event()
         """Clear it to keep loads waiting halfway."""
         self.load_hold.set()
@@ -196,8 +198,8 @@ class FakeEngine(EngineThread):
             pass
         if cancel.is_set():
             sink(LoadFailed("Loading was cancelled."))
-        elif self.load_error is not None:
-            sink(LoadFailed(self.load_error))
+        elif error := self.unloadable.get(options.path.name, self.load_error):
+            sink(LoadFailed(error))
         else:
             self._model = self._info(options.path.name)
             sink(Loaded(self._model))

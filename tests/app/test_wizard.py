@@ -18,7 +18,7 @@ from lite_llama.app.screens import wizard
 from lite_llama.app.screens.wizard import QUESTION, WizardScreen
 from lite_llama.app.screens.wizard_steps import PathSuggester, Speed, typed_path
 from lite_llama.app.settings import Settings
-from lite_llama.converter import Cancelled, ConvertEvent, Done, Notice, Progress, SourceInfo
+from lite_llama.converter import Cancelled, ConvertEvent, Done, Local, Notice, Progress, SourceInfo
 from lite_llama.engine.request import Message
 from lite_llama.models.checkpoint import Checkpoint
 from lite_llama.models.errors import UserError
@@ -163,6 +163,22 @@ async def test_from_the_demo_to_the_chat(app: Any, script: Script, engine: Any, 
 
 def choices(app: Any) -> str:
     return " ".join(str(option.prompt) for option in app.screen.query_one("#choose OptionList").options)
+
+
+async def test_checkpoints_of_this_machine_are_offered(
+    app: Any, script: Script, make_model: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+):
+    make_model("old", source="/shelf/old")
+    found = [Local(f"/shelf/{name}", name, "Llama", 2_470_000_000) for name in ("new", "old")]
+    monkeypatch.setattr(wizard, "find_local", lambda directories: found)
+    async with app.run_test() as pilot:
+        await until(pilot, lambda: "/shelf/new" in choices(app))
+        assert "/shelf/old" not in choices(app)  # it is a model already
+        await pilot.press("end")
+        assert not app.screen.query_one("#choose Input", Input).display
+        await pilot.press("enter")
+        await until(pilot, lambda: step(app) == "check")
+        assert text(app, "#fact-source") == "/shelf/new"
 
 
 async def test_converts_a_real_directory(
