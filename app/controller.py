@@ -9,30 +9,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from ..engine.events import (
-    Event,
-    Failed,
-    Finished,
-    Loaded,
-    LoadFailed,
-    LoadProgress,
-    ModelInfo,
-    PrefillProgress,
-    Queued,
-    TextDelta,
-    Thinking,
-    ThinkingDelta,
-)
+from ..engine.events import Loaded, LoadFailed, LoadProgress, ModelInfo, Thinking
 from ..engine.request import GenerationRequest, Message
 from ..models.errors import UserError
-from .database import Conversation, Database, Status, Summary, Turn
+from .database import Conversation, Database, Summary, Turn
+from .events import (
+    ContextUsed,
+    ControllerEvent,
+    ConversationShown,
+    Listener,
+    ModelFailed,
+    ModelGone,
+    ModelLoading,
+    ModelReady,
+    PromptReturned,
+    Told,
+    TurnAdded,
+    TurnChanged,
+    TurnRemoved,
+)
 from .incoming import title_of
+from .replies import Inbox, Refused, follow
 
 if TYPE_CHECKING:  # the engine's thread imports torch, which takes seconds: the screen must be up before
     from ..engine.thread import EngineThread
@@ -41,165 +44,9 @@ if TYPE_CHECKING:  # the engine's thread imports torch, which takes seconds: the
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-TELL_EVERY_S = 0.1
-SAVE_EVERY_S = 1.0
 COUNT_AFTER_S = 0.2
 CLOSE_TIMEOUT_S = 5.0
-_STATUS: dict[str, Status] = {"stop": "complete", "length": "length", "cancelled": "stopped"}
 INTERNAL_ERROR = "Something went wrong in the program itself; the log file has the details."
-
-
-@dataclass(frozen=True)
-class ConversationShown:
-    """Another conversation is the current one: show all of it."""
-
-    conversation: Conversation
-
-
-@dataclass(frozen=True)
-class TurnAdded:
-    turn: Turn
-
-
-@dataclass(frozen=True)
-class TurnChanged:
-    """The turn's text, status or figures are others than before; show it anew."""
-
-    turn: Turn
-
-
-@dataclass(frozen=True)
-class TurnRemoved:
-    turn: Turn
-
-
-@dataclass(frozen=True)
-class PromptRead:
-    """The model is reading the prompt: `done` of `total` tokens."""
-
-    done: int
-    total: int
-
-
-@dataclass(frozen=True)
-class ThinkingAdded:
-    """The model thinks: the turn's `thinking` has grown; the figures are the engine's."""
-
-    turn: Turn
-    completion_tokens: int
-    tokens_per_s: float
-
-
-@dataclass(frozen=True)
-class TextAdded:
-    """The reply goes on: `text` was added to the turn; the figures are the engine's."""
-
-    turn: Turn
-    text: str
-    completion_tokens: int
-    tokens_per_s: float
-
-
-@dataclass(frozen=True)
-class PromptReturned:
-    """What was sent could not be started: it belongs back in the input."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class ModelLoading:
-    name: str
-    done: int
-    total: int
-    text: str
-
-
-@dataclass(frozen=True)
-class ModelReady:
-    """`name` is that of the model's directory; `info.name` is what the model was called when converted."""
-
-    name: str
-    info: ModelInfo
-
-
-@dataclass(frozen=True)
-class ModelFailed:
-    name: str
-    message: str
-
-
-@dataclass(frozen=True)
-class ModelGone:
-    """No model is loaded any more, or none yet."""
-
-
-@dataclass(frozen=True)
-class ContextUsed:
-    """`used` of `limit` tokens of the context, the draft in the input included."""
-
-    used: int
-    limit: int
-
-
-@dataclass(frozen=True)
-class Told:
-    """Something the user should know."""
-
-    text: str
-    severity: Literal["information", "warning", "error"] = "warning"
-
-
-ControllerEvent = (
-    ConversationShown
-    | TurnAdded
-    | TurnChanged
-    | TurnRemoved
-    | PromptRead
-    | ThinkingAdded
-    | TextAdded
-    | PromptReturned
-    | ModelLoading
-    | ModelReady
-    | ModelFailed
-    | ModelGone
-    | ContextUsed
-    | Told
-)
-Listener = Callable[[ControllerEvent], Awaitable[None]]
-
-
-class Inbox:
-    """Hands the events of the engine's thread over to the event loop."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._events: list[Event] = []
-        self._any = asyncio.Event()
-        self._last = asyncio.Event()
-
-    def sink(self, event: Event) -> None:
-        """Called on the engine's thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the app is gone
-            self._loop.call_soon_threadsafe(self._receive, event)
-
-    def _receive(self, event: Event) -> None:
-        self._events.append(event)
-        self._any.set()
-        if isinstance(event, Finished | Failed | Loaded | LoadFailed):
-            self._last.set()
-
-    async def batches(self) -> AsyncIterator[list[Event]]:
-        """What has come in, the first at once and then at most every TELL_EVERY_S, up to the last event."""
-        while True:
-            await self._any.wait()
-            self._any.clear()
-            events, self._events = self._events, []
-            yield events
-            if self._last.is_set() and not self._events:
-                return
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._last.wait(), TELL_EVERY_S)
 
 
 class Controller:
@@ -467,7 +314,7 @@ class Controller:
             if self._stop.is_set():
                 reply.status = "stopped"
             elif self.engine is None or self.model is None:
-                raise _Refused("The model could not be loaded: choose another with F3.")
+                raise Refused("The model could not be loaded: choose another with F3.")
             else:
                 conversation.model = self.model.name
                 params = self.settings.sampling_params(self.model.defaults)
@@ -483,8 +330,14 @@ class Controller:
                 self._request_id = self.engine.submit(request, inbox.sink)
                 if self._stop.is_set():
                     self.engine.cancel(self._request_id)
-                await self._follow(inbox, conversation, reply)
-        except _Refused as refused:
+                await follow(
+                    inbox,
+                    reply,
+                    self.model.max_context,
+                    self._tell,
+                    partial(self._save, conversation, [reply]),
+                )
+        except Refused as refused:
             await self._take_back(conversation, reply, before, str(refused))
             return
         except asyncio.CancelledError:  # the app is closing and the engine did not answer in time
@@ -505,45 +358,6 @@ class Controller:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
-
-    async def _follow(self, inbox: Inbox, conversation: Conversation, reply: Turn) -> None:
-        """Take the engine's events until the reply ends. Raises _Refused when it does not even begin."""
-        start, thinking, prompt_tokens, saved_at = replace(reply), Thinking(), None, time.monotonic()
-        limit = self.model.max_context if self.model else 0
-        async for events in inbox.batches():
-            text, thought, last = "", thinking.text, None
-            for event in events:
-                match event:
-                    case Queued(prompt_tokens=prompt_tokens):
-                        await self._tell(ContextUsed(prompt_tokens, limit))
-                    case PrefillProgress(done=done, total=total):
-                        await self._tell(PromptRead(done, total))
-                    case ThinkingDelta():
-                        so_far, last = thinking.text + event.text, event
-                        thinking = Thinking(so_far, event.thinking_tokens, event.thinking_s)
-                    case TextDelta():
-                        text, last = text + event.text, event
-                    case Finished():
-                        _finish(reply, start, event, limit)
-                    case Failed(message=message) if prompt_tokens is None:
-                        raise _Refused(message)
-                    case Failed():
-                        _take(reply, start, event)
-                        reply.status, reply.note = "error", event.message
-            if reply.status != "streaming":
-                return
-            if last is not None:
-                rate = last.decode_tokens_per_s
-                if thinking.text != thought:
-                    reply.thinking = start.thinking + thinking
-                    await self._tell(ThinkingAdded(reply, last.completion_tokens, rate))
-                if text:
-                    reply.text += text
-                    await self._tell(TextAdded(reply, text, last.completion_tokens, rate))
-                await self._tell(ContextUsed((prompt_tokens or 0) + last.completion_tokens, limit))
-            if time.monotonic() - saved_at >= SAVE_EVERY_S:
-                await self._save(conversation, [reply])
-                saved_at = time.monotonic()
 
     async def _take_back(
         self, conversation: Conversation, reply: Turn, before: Turn | None, why: str
@@ -621,23 +435,3 @@ class Controller:
 
 class _Told(Exception):
     """The user knows already; there is nothing to go on with."""
-
-
-class _Refused(Exception):
-    """The request was not started; the message says why."""
-
-
-def _take(reply: Turn, start: Turn, event: Finished | Failed) -> None:
-    """Set the reply to what it was at the start and what the engine has added."""
-    reply.text = start.text + event.text
-    reply.thinking = start.thinking + event.thinking
-
-
-def _finish(reply: Turn, start: Turn, event: Finished, limit: int) -> None:
-    _take(reply, start, event)
-    reply.status = _STATUS[event.reason]
-    reply.figures = usage = event.usage
-    if event.reason == "length" and usage.prompt_tokens + usage.completion_tokens >= limit:
-        reply.note = f"The context of {limit:,} tokens is full: start a new conversation to go on."
-    elif event.reason == "length":
-        reply.note = f"The reply reached its limit of {usage.completion_tokens:,} tokens."

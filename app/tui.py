@@ -19,8 +19,9 @@ from textual.screen import Screen
 
 from ..models.errors import UserError
 from .actions import ACTIONS
-from .controller import INTERNAL_ERROR, Controller, ControllerEvent, ModelFailed, ModelReady, Told
+from .controller import INTERNAL_ERROR, Controller
 from .database import open_or_replace
+from .events import ControllerEvent, ModelFailed, ModelReady, Told
 from .library import scan
 from .paths import Paths
 from .screens.chat import ChatScreen

@@ -12,9 +12,9 @@ from textual.screen import Screen
 from textual.widgets import Footer, TextArea
 
 from ..actions import ACTIONS, slash_command
-from ..controller import (
+from ..controller import Controller
+from ..events import (
     ContextUsed,
-    Controller,
     ControllerEvent,
     ConversationShown,
     ModelFailed,

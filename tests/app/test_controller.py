@@ -8,9 +8,11 @@ import time
 import pytest
 
 from lite_llama.app import controller as module
-from lite_llama.app.controller import (
+from lite_llama.app import replies
+from lite_llama.app.controller import Controller
+from lite_llama.app.database import Conversation, Database, Turn
+from lite_llama.app.events import (
     ContextUsed,
-    Controller,
     ConversationShown,
     ModelFailed,
     ModelGone,
@@ -24,7 +26,6 @@ from lite_llama.app.controller import (
     TurnChanged,
     TurnRemoved,
 )
-from lite_llama.app.database import Conversation, Database, Turn
 from lite_llama.app.settings import Settings
 from lite_llama.engine.events import Thinking
 from lite_llama.engine.request import Message
@@ -114,7 +115,7 @@ async def test_text_is_told_at_most_ten_times_a_second(desk, engine):
     await desk.controller.send("Hi")
     await desk.replied()
     took = time.monotonic() - began
-    assert len(desk.of(TextAdded)) <= took / module.TELL_EVERY_S + 1
+    assert len(desk.of(TextAdded)) <= took / replies.TELL_EVERY_S + 1
     assert desk.turns[-1] == ("assistant", "x" * 200, "complete")
 
 
@@ -134,7 +135,7 @@ async def test_the_users_turn_is_on_disk_before_the_engine_is_asked(desk, engine
 
 
 async def test_a_partial_reply_is_saved_while_it_streams(desk, engine, monkeypatch):
-    monkeypatch.setattr(module, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(replies, "SAVE_EVERY_S", 0.0)
     engine.reply("Half an", " answer", hold_after=1)
     await desk.controller.send("Hi")
     await desk.until(lambda: desk.of(TextAdded))
@@ -148,7 +149,7 @@ async def test_cancel_keeps_the_part_and_continue_goes_on_from_it(desk, engine):
     engine.reply("One, ", "two, ", "never", hold_after=2)
     await desk.controller.send("Count")
     await desk.until(lambda: desk.of(TextAdded))
-    await asyncio.sleep(module.TELL_EVERY_S + 0.05)
+    await asyncio.sleep(replies.TELL_EVERY_S + 0.05)
     assert not desk.controller.can_continue
     await desk.controller.cancel()
     assert desk.turns[-1] == ("assistant", "One, two, ", "stopped")
@@ -425,7 +426,7 @@ async def test_the_context_meter_counts_the_conversation_and_the_draft(desk, eng
 
 
 async def test_a_disk_that_fails_is_told_once_and_the_reply_goes_on(desk, engine, paths, monkeypatch):
-    monkeypatch.setattr(module, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(replies, "SAVE_EVERY_S", 0.0)
     await desk.controller.database._connection.execute("PRAGMA busy_timeout = 10")
     locker = sqlite3.connect(paths.database)
     locker.execute("BEGIN IMMEDIATE")
