@@ -22,11 +22,17 @@ class Action:
     """The slash command."""
     anywhere: bool = False
     """Whether the palette offers it over other screens too."""
+    turn_keys: str = ""
+    """The keys while a turn is selected; such an action is about that turn, else about the last it suits."""
 
     @property
     def key(self) -> str:
         """The key as it is printed: `Ctrl+N`."""
         return key_name(self.keys.split(",")[0]) if self.keys else ""
+
+    @property
+    def turn_key(self) -> str:
+        return key_name(self.turn_keys.split(",")[0]) if self.turn_keys else ""
 
     @property
     def binding(self) -> Binding:
@@ -43,7 +49,14 @@ ACTIONS = (
     Action("app.conversations", "Open chat", "or rename, delete one", "ctrl+o", "Open", "/open"),
     Action("cancel", "Stop", "end the reply, keep its part", "escape", "", "/stop"),
     Action("continue_reply", "Continue", "a reply that was cut off", "ctrl+g", "", "/continue"),
-    Action("regenerate", "Try again", "the last reply anew", "ctrl+r", "", "/retry"),
+    Action("regenerate", "Try again", "another reply beside it", "ctrl+r", "", "/retry", turn_keys="r"),
+    Action("select_turn(-1)", "Select", "the turn before", "alt+up,ctrl+up", turn_keys="up,k"),
+    Action("select_turn(1)", "Select next", "the turn after", "alt+down,ctrl+down", turn_keys="down,j"),
+    Action("edit_turn", "Edit", "a turn, as another branch", command="/edit", turn_keys="e,enter"),
+    Action("other_branch(-1)", "Branch before", "of a turn with several", turn_keys="left,h"),
+    Action("other_branch(1)", "Branch after", "of a turn with several", turn_keys="right,l"),
+    Action("copy_turn", "Copy", "a turn, as it was written", command="/copy", turn_keys="c,y"),
+    Action("copy_code", "Copy code", "one code block of a reply", command="/code", turn_keys="b"),
     Action("app.toggle_theme", "Dark or light", "switch the theme", "ctrl+t", "", "/theme", True),
     Action("app.change_theme", "Choose a theme", "one of all there are", anywhere=True),
     Action("app.quit", "Quit", "stop, save and leave", "ctrl+q", "Quit", "/quit", True),

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, TypeVar
 from ..engine.events import Loaded, LoadFailed, LoadProgress, ModelInfo, Thinking
 from ..engine.request import GenerationRequest, Message
 from ..models.errors import UserError
+from . import tree
 from .database import Conversation, Database, Summary, Turn
 from .events import (
+    BranchShown,
     ContextUsed,
     ControllerEvent,
     ConversationShown,
@@ -32,7 +34,6 @@ from .events import (
     Told,
     TurnAdded,
     TurnChanged,
-    TurnRemoved,
 )
 from .incoming import title_of
 from .replies import Inbox, Refused, follow
@@ -46,6 +47,8 @@ T = TypeVar("T")
 
 COUNT_AFTER_S = 0.2
 CLOSE_TIMEOUT_S = 5.0
+STILL_WRITING = "The last reply is still being written: wait, or stop it with Esc."
+NO_MODEL = "No model is loaded: choose one with F3."
 INTERNAL_ERROR = "Something went wrong in the program itself; the log file has the details."
 
 
@@ -250,22 +253,18 @@ class Controller:
 
     async def send(self, text: str) -> None:
         """Add the user's turn and start the reply to it; while a model is loading, the reply waits."""
-        refusal = None
-        if self.replying:
-            refusal = "The last reply is still being written: wait, or stop it with Esc."
-        elif self.model is None and not self.loading:
-            refusal = "No model is loaded: choose one with F3."
-        if refusal:
+        if refusal := self._refusal():
             await self._tell(Told(refusal))
             await self._tell(PromptReturned(text))
             return
         if not self.conversation.turns:
             self.conversation.title = title_of(text)
+        leaf = self._leaf
         user, reply = Turn("user", text), Turn("assistant", "", "streaming")
         for turn in (user, reply):
-            self.conversation.turns.append(turn)
+            self.conversation.add(turn)
             await self._tell(TurnAdded(turn))
-        self._start(reply, before=None)
+        self._start(reply, _Undo(leaf=leaf, added=(user, reply), prompt=PromptReturned(text)))
 
     async def continue_reply(self) -> None:
         """Let the last reply go on where it was cut off."""
@@ -273,11 +272,80 @@ class Controller:
         if reply is not None and self.can_continue:
             await self._restart(reply, keep=True)
 
-    async def regenerate(self) -> None:
-        """Write the last reply again, also after an error."""
-        reply = self.last_reply
-        if reply is not None and not self.replying:
-            await self._restart(reply, keep=False)
+    async def regenerate(self, turn: Turn | None = None) -> None:
+        """Answer anew, beside the reply `turn`, or to the message `turn`; without one, beside the last reply.
+
+        A last reply of which nothing had come, after an error, is written again in its place.
+        """
+        turn = turn or self.last_reply
+        if turn is None:
+            return
+        if turn is self.last_reply and not turn.has_begun and not self.replying:
+            await self._restart(turn, keep=False)
+        elif refusal := self._refusal():
+            await self._tell(Told(refusal))
+        else:
+            leaf = self._leaf
+            self._cut(turn, keep=turn.role == "user")
+            reply = Turn("assistant", "", "streaming")
+            self.conversation.add(reply)
+            await self._tell(BranchShown(self.conversation))
+            self._start(reply, _Undo(leaf=leaf, added=(reply,)))
+
+    async def edit(self, turn: Turn, text: str) -> None:
+        """Put `text` beside a turn as another branch. A message is answered; a reply stands as it is."""
+        answered = turn.role == "user"
+        if refusal := self._refusal(needs_model=answered):
+            await self._tell(Told(refusal))
+            await self._tell(PromptReturned(text, turn))
+            return
+        conversation, leaf = self.conversation, self._leaf
+        self._cut(turn, keep=False)
+        edited = Turn(turn.role, text)
+        conversation.add(edited)
+        if answered:
+            reply = Turn("assistant", "", "streaming")
+            conversation.add(reply)
+            await self._tell(BranchShown(conversation))
+            self._start(reply, _Undo(leaf=leaf, added=(edited, reply), prompt=PromptReturned(text, turn)))
+        else:
+            await self._tell(BranchShown(conversation))
+            await self._save(conversation, [edited])
+            self._count_soon()
+
+    async def switch_branch(self, turn: Turn, step: int) -> Turn:
+        """Show the branch through the sibling `step` places on; returns that, or `turn` if there is none."""
+        siblings = self.conversation.siblings(turn)
+        place = next(i for i, sibling in enumerate(siblings) if sibling.id == turn.id) + step
+        if not 0 <= place < len(siblings):
+            return turn
+        if self.replying:
+            await self._tell(Told(STILL_WRITING))
+            return turn
+        self.conversation.show(tree.newest_leaf(self.conversation.all_turns, siblings[place]))
+        await self._tell(BranchShown(self.conversation))
+        self._count_soon()
+        with contextlib.suppress(_Told):
+            await self._attempt(self.database.save_branch(self.conversation))
+        return siblings[place]
+
+    @property
+    def _leaf(self) -> Turn | None:
+        return self.conversation.turns[-1] if self.conversation.turns else None
+
+    def _cut(self, turn: Turn, *, keep: bool) -> None:
+        """End the branch that is shown before `turn`, or after it with `keep`; the rest stays a branch."""
+        turns = self.conversation.turns
+        place = next(i for i, other in enumerate(turns) if other.id == turn.id)
+        self.conversation.turns = turns[: place + keep]
+
+    def _refusal(self, *, needs_model: bool = True) -> str | None:
+        """Why no reply can be started now; None: it can."""
+        if self.replying:
+            return STILL_WRITING
+        if needs_model and self.model is None and not self.loading:
+            return NO_MODEL
+        return None
 
     async def cancel(self) -> None:
         """Stop the reply being written, if any; returns when what there is of it is saved."""
@@ -288,22 +356,21 @@ class Controller:
             await asyncio.wait([self._reply])
 
     async def _restart(self, reply: Turn, *, keep: bool) -> None:
-        if self.model is None and not self.loading:
-            await self._tell(Told("No model is loaded: choose one with F3."))
+        if refusal := self._refusal():
+            await self._tell(Told(refusal))
             return
         before = replace(reply)
         reply.status, reply.note = "streaming", ""
         if not keep:
             reply.text, reply.thinking, reply.figures = "", Thinking(), None
         await self._tell(TurnChanged(reply))
-        self._start(reply, before)
+        self._start(reply, _Undo(before=before))
 
-    def _start(self, reply: Turn, before: Turn | None) -> None:
-        """`before` is the reply as it was; None for a new one, whose prompt goes back if it is refused."""
+    def _start(self, reply: Turn, undo: _Undo) -> None:
         self._stop.clear()
-        self._reply = asyncio.create_task(self._write(reply, before))
+        self._reply = asyncio.create_task(self._write(reply, undo))
 
-    async def _write(self, reply: Turn, before: Turn | None) -> None:
+    async def _write(self, reply: Turn, undo: _Undo) -> None:
         """One reply from start to end. Whatever happens, it ends with a final status, saved and told."""
         conversation = self.conversation
         # The user's turn is on disk before anything can go wrong, and again with the outcome.
@@ -338,7 +405,7 @@ class Controller:
                     partial(self._save, conversation, [reply]),
                 )
         except Refused as refused:
-            await self._take_back(conversation, reply, before, str(refused))
+            await self._take_back(conversation, reply, undo, str(refused))
             return
         except asyncio.CancelledError:  # the app is closing and the engine did not answer in time
             reply.status = "stopped"
@@ -359,24 +426,24 @@ class Controller:
             for wait in waits:
                 wait.cancel()
 
-    async def _take_back(
-        self, conversation: Conversation, reply: Turn, before: Turn | None, why: str
-    ) -> None:
+    async def _take_back(self, conversation: Conversation, reply: Turn, undo: _Undo, why: str) -> None:
         """The engine refused the request: leave everything as it was before it."""
         await self._tell(Told(why, "error"))
-        if before is not None:
+        if (before := undo.before) is not None:
             reply.text, reply.thinking, reply.figures = before.text, before.thinking, before.figures
             reply.status, reply.note = before.status, before.note
             await self._save(conversation, [reply])
             await self._tell(TurnChanged(reply))
             return
-        exchange = conversation.turns[-2:]
-        del conversation.turns[-2:]
-        for turn in reversed(exchange):
-            await self._tell(TurnRemoved(turn))
-        await self._tell(PromptReturned(exchange[0].text))
+        for turn in reversed(undo.added):
+            conversation.remove(turn)
+        if undo.leaf is not None:
+            conversation.show(undo.leaf)
+        await self._tell(BranchShown(conversation))
+        if undo.prompt is not None:
+            await self._tell(undo.prompt)
         with contextlib.suppress(_Told):
-            await self._attempt(self.database.remove_turns(conversation, exchange))
+            await self._attempt(self.database.remove_turns(conversation, undo.added))
 
     def _messages(self, turns: Sequence[Turn]) -> tuple[Message, ...]:
         """The conversation for the engine: of replies the answers, and none of those that came to none."""
@@ -411,7 +478,7 @@ class Controller:
     async def _save(self, conversation: Conversation, turns: Sequence[Turn]) -> None:
         """Save; a failure is told once, and what it left out is saved as soon as that works again."""
         try:
-            await self.database.save(conversation, conversation.turns if self._saving_failed else turns)
+            await self.database.save(conversation, conversation.all_turns if self._saving_failed else turns)
             self._saving_failed = False
         except UserError as error:
             if not self._saving_failed:
@@ -431,6 +498,18 @@ class Controller:
             await self._listener(event)
         except Exception:  # what cannot be shown is still to be generated and saved
             log.exception("showing %s failed", type(event).__name__)
+
+
+@dataclass(frozen=True)
+class _Undo:
+    """What to go back to when the engine refuses a request."""
+
+    before: Turn | None = None
+    """A reply that goes on in its place, as it was."""
+    added: tuple[Turn, ...] = ()
+    leaf: Turn | None = None
+    """The end of the branch that was shown; None: there was nothing yet."""
+    prompt: PromptReturned | None = None
 
 
 class _Told(Exception):

@@ -18,6 +18,7 @@ import aiosqlite
 from ..engine.events import Thinking, Usage
 from ..engine.request import Role
 from ..models.errors import UserError
+from . import tree
 
 Status = Literal["complete", "streaming", "stopped", "length", "error"]
 BUSY_TIMEOUT_S = 5.0
@@ -38,8 +39,8 @@ MIGRATIONS = (
     CREATE TABLE messages (
         id TEXT PRIMARY KEY,
         conversation_id TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
-        parent_id TEXT,                 -- the message before; several may share one when branches come
-        position INTEGER NOT NULL,
+        parent_id TEXT,                 -- the message before; several may share one: branches
+        position INTEGER NOT NULL,      -- in the order of writing, over all branches
         role TEXT NOT NULL,
         content TEXT NOT NULL,
         status TEXT NOT NULL,
@@ -50,7 +51,10 @@ MIGRATIONS = (
     CREATE INDEX messages_by_position ON messages (conversation_id, position);
     """,
     "ALTER TABLE messages ADD COLUMN thinking TEXT",  # JSON of engine.events.Thinking; NULL: none
+    # The last message of the branch that is shown; NULL: of the one written last.
+    "ALTER TABLE conversations ADD COLUMN leaf_id TEXT",
 )
+_SAVE_BRANCH = "UPDATE conversations SET leaf_id = ? WHERE id = ?"
 
 
 def _new_id() -> str:
@@ -72,6 +76,8 @@ class Turn:
     id: str = field(default_factory=_new_id)
     created: float = field(default_factory=time.time)
     thinking: Thinking = field(default_factory=Thinking)
+    parent_id: str | None = None
+    """The turn before; Conversation.add sets it."""
 
     @property
     def has_begun(self) -> bool:
@@ -81,7 +87,11 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """A conversation with its turns, oldest first; `model` and `settings` are those last used."""
+    """A conversation; `model` and `settings` are those last used.
+
+    `turns` is the branch that is shown, oldest first, and `all_turns` are those of every branch in the order
+    in which they were written. Without `all_turns`, the turns given are the only branch.
+    """
 
     title: str = ""
     system_prompt: str = ""
@@ -90,6 +100,32 @@ class Conversation:
     turns: list[Turn] = field(default_factory=list)
     id: str = field(default_factory=_new_id)
     created: float = field(default_factory=time.time)
+    all_turns: list[Turn] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.all_turns:
+            turns, self.turns = self.turns, []
+            for turn in turns:
+                self.add(turn)
+
+    def add(self, turn: Turn) -> None:
+        """Add a turn after the last one that is shown."""
+        turn.parent_id = self.turns[-1].id if self.turns else None
+        self.turns.append(turn)
+        self.all_turns.append(turn)
+
+    def remove(self, turn: Turn) -> None:
+        """Take back a turn that was added, the last of its branch."""
+        self.turns.remove(turn)
+        self.all_turns.remove(turn)
+
+    def show(self, leaf: Turn) -> None:
+        """Make the branch that ends with `leaf` the one that is shown."""
+        self.turns = tree.path(self.all_turns, leaf)
+
+    def siblings(self, turn: Turn) -> list[Turn]:
+        """What stands in the place of `turn` in all branches, itself included, oldest first."""
+        return tree.siblings(self.all_turns, turn)
 
 
 @dataclass(frozen=True)
@@ -167,39 +203,42 @@ class Database:
 
     async def save(self, conversation: Conversation, turns: Iterable[Turn]) -> None:
         """Insert or update the conversation itself and those of its turns."""
-        position = {turn.id: number for number, turn in enumerate(conversation.turns)}
-        rows = []
-        for turn in turns:
-            number = position[turn.id]
-            rows.append(
-                {
-                    "id": turn.id,
-                    "conversation_id": conversation.id,
-                    "parent_id": conversation.turns[number - 1].id if number else None,
-                    "position": number,
-                    "role": turn.role,
-                    "content": turn.text,
-                    "status": turn.status,
-                    "note": turn.note,
-                    "figures": json.dumps(asdict(turn.figures)) if turn.figures else None,
-                    "created": turn.created,
-                    "thinking": json.dumps(asdict(turn.thinking)) if turn.thinking.text else None,
-                }
-            )
+        position = {turn.id: number for number, turn in enumerate(conversation.all_turns)}
+        rows = [
+            {
+                "id": turn.id,
+                "conversation_id": conversation.id,
+                "parent_id": turn.parent_id,
+                "position": position[turn.id],
+                "role": turn.role,
+                "content": turn.text,
+                "status": turn.status,
+                "note": turn.note,
+                "figures": json.dumps(asdict(turn.figures)) if turn.figures else None,
+                "created": turn.created,
+                "thinking": json.dumps(asdict(turn.thinking)) if turn.thinking.text else None,
+            }
+            for turn in turns
+        ]
         async with self._transaction() as run:
             await run.execute(
-                "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+                "INSERT INTO conversations "
+                "(id, title, created, updated, model, settings, system_prompt, leaf_id) VALUES "
+                "(:id, :title, :created, :updated, :model, :settings, :system_prompt, :leaf_id) "
+                "ON CONFLICT (id) DO UPDATE SET "
                 "title = excluded.title, updated = excluded.updated, model = excluded.model, "
-                "settings = excluded.settings, system_prompt = excluded.system_prompt",
-                (
-                    conversation.id,
-                    conversation.title,
-                    conversation.created,
-                    time.time(),
-                    conversation.model,
-                    json.dumps(conversation.settings),
-                    conversation.system_prompt,
-                ),
+                "settings = excluded.settings, system_prompt = excluded.system_prompt, "
+                "leaf_id = excluded.leaf_id",
+                {
+                    "id": conversation.id,
+                    "title": conversation.title,
+                    "created": conversation.created,
+                    "updated": time.time(),
+                    "model": conversation.model,
+                    "settings": json.dumps(conversation.settings),
+                    "system_prompt": conversation.system_prompt,
+                    "leaf_id": _leaf_id(conversation),
+                },
             )
             await run.executemany(
                 "INSERT INTO messages VALUES (:id, :conversation_id, :parent_id, :position, :role, :content, "
@@ -209,9 +248,15 @@ class Database:
                 rows,
             )
 
+    async def save_branch(self, conversation: Conversation) -> None:
+        """Remember which branch is shown; the conversation is none the newer for it."""
+        async with self._transaction() as run:
+            await run.execute(_SAVE_BRANCH, (_leaf_id(conversation), conversation.id))
+
     async def remove_turns(self, conversation: Conversation, turns: Iterable[Turn]) -> None:
         """Delete turns, and the conversation with its last one."""
         async with self._transaction() as run:
+            await run.execute(_SAVE_BRANCH, (_leaf_id(conversation), conversation.id))
             await run.executemany("DELETE FROM messages WHERE id = ?", [(turn.id,) for turn in turns])
             await run.execute(
                 "DELETE FROM conversations WHERE id = ?1 AND NOT EXISTS "
@@ -223,25 +268,29 @@ class Database:
         """Read a conversation with all its turns. Raises UserError when there is none of that id."""
         with _translated():
             cursor = await self._connection.execute(
-                "SELECT title, created, model, settings, system_prompt FROM conversations WHERE id = ?",
+                "SELECT title, created, model, settings, system_prompt, leaf_id "
+                "FROM conversations WHERE id = ?",
                 (conversation_id,),
             )
             found = await cursor.fetchone()
             rows = await self._connection.execute_fetchall(
-                "SELECT role, content, status, note, figures, id, created, thinking FROM messages "
-                "WHERE conversation_id = ? ORDER BY position",
+                "SELECT role, content, status, note, figures, id, created, thinking, parent_id FROM messages "
+                "WHERE conversation_id = ? ORDER BY position, rowid",
                 (conversation_id,),
             )
         if found is None:
             raise UserError("That conversation is no longer there: choose another.")
-        title, created, model, settings, system_prompt = found
+        title, created, model, settings, system_prompt, leaf_id = found
         turns = [
-            Turn(role, content, status, note, _figures(figures), turn_id, when, _thinking(thinking))
-            for role, content, status, note, figures, turn_id, when, thinking in rows
+            Turn(role, content, status, note, _figures(figures), turn_id, when, _thinking(thinking), parent)
+            for role, content, status, note, figures, turn_id, when, thinking, parent in rows
         ]
-        return Conversation(
-            title, system_prompt, model, json.loads(settings), turns, conversation_id, created
+        conversation = Conversation(
+            title, system_prompt, model, json.loads(settings), [], conversation_id, created, turns
         )
+        if turns:
+            conversation.show(next((turn for turn in turns if turn.id == leaf_id), turns[-1]))
+        return conversation
 
     async def summaries(self) -> list[Summary]:
         """All conversations, the one used last first."""
@@ -335,6 +384,10 @@ def _translated(path: Path | None = None) -> Iterator[None]:
         raise DamagedError(
             f"The conversations file is damaged ({error}): restart to begin a new one."
         ) from None
+
+
+def _leaf_id(conversation: Conversation) -> str | None:
+    return conversation.turns[-1].id if conversation.turns else None
 
 
 def _figures(stored: str | None) -> Usage | None:

@@ -30,8 +30,10 @@ class TurnChanged:
 
 
 @dataclass(frozen=True)
-class TurnRemoved:
-    turn: Turn
+class BranchShown:
+    """Other turns follow than before, from some turn on: another branch, or what was added is taken back."""
+
+    conversation: Conversation
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,10 @@ class TextAdded:
 
 @dataclass(frozen=True)
 class PromptReturned:
-    """What was sent could not be started: it belongs back in the input."""
+    """What was sent could not be started: it belongs back in the input; `edited` is the turn it replaces."""
 
     text: str
+    edited: Turn | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ ControllerEvent = (
     ConversationShown
     | TurnAdded
     | TurnChanged
-    | TurnRemoved
+    | BranchShown
     | PromptRead
     | ThinkingAdded
     | TextAdded

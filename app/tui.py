@@ -18,6 +18,7 @@ from textual.keys import Keys
 from textual.screen import Screen
 
 from ..models.errors import UserError
+from . import clipboard
 from .actions import ACTIONS
 from .controller import INTERNAL_ERROR, Controller
 from .database import open_or_replace
@@ -142,6 +143,10 @@ class LiteLlamaApp(App[None]):
 
     async def on_unmount(self) -> None:
         await self.controller.close()  # whatever ended the app: the database's thread has to end too
+
+    def copy_to_clipboard(self, text: str) -> None:
+        super().copy_to_clipboard(text)
+        self.run_worker(partial(clipboard.copy, text), thread=True)
 
     # What the controller tells
 

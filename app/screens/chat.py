@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from textual import on
+from textual import events, on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Footer, TextArea
 
+from ...engine.request import Role
 from ..actions import ACTIONS, slash_command
-from ..controller import Controller
+from ..controller import STILL_WRITING, Controller
+from ..database import Turn
 from ..events import (
+    BranchShown,
     ContextUsed,
     ControllerEvent,
     ConversationShown,
@@ -27,13 +30,15 @@ from ..events import (
     ThinkingAdded,
     TurnAdded,
     TurnChanged,
-    TurnRemoved,
 )
 from ..incoming import image_paths
+from ..text import inert
+from ..widgets.markdown import code_blocks
 from ..widgets.prompt import PromptInput
 from ..widgets.status import ContextLabel, ContextMeter, Header, Telemetry
 from ..widgets.transcript import Transcript
 from . import images
+from .code_blocks import CodeBlocksScreen
 
 
 class ChatScreen(Screen[None]):
@@ -51,6 +56,10 @@ class ChatScreen(Screen[None]):
         super().__init__()
         self.controller = controller
         self._without_model = False  # told so; at the start it is only not known yet
+        self._edited: Turn | None = None
+        """The turn whose new version is in the prompt."""
+        self._draft = ""
+        """What was in the prompt before."""
         self._header = Header()
         self._transcript = Transcript(id="transcript")
         self._prompt = PromptInput()
@@ -78,8 +87,14 @@ class ChatScreen(Screen[None]):
         match event:
             case ConversationShown(conversation):
                 self._header.show_title(conversation.title)
-                await self._transcript.show(conversation.turns)
+                self._end_edit()
+                await self._transcript.show(conversation)
                 self._show_idle()
+            case BranchShown(conversation):
+                await self._transcript.show_branch(conversation)
+                self._show_idle()
+                if self.controller.last_reply and self.controller.last_reply.status == "streaming":
+                    self._telemetry.show("Waiting for the engine")
             case TurnAdded(turn):
                 self._header.show_title(self.controller.conversation.title)
                 await self._transcript.add(turn)
@@ -99,15 +114,12 @@ class ChatScreen(Screen[None]):
                     await reply.refresh_turn()
                 if turn.status != "streaming":
                     self._show_idle()
-            case TurnRemoved(turn):
-                await self._transcript.remove_turn(turn)
-                if not self.controller.conversation.turns:
-                    await self._transcript.show([])
-                self._show_idle()
             case PromptRead(done, total):
                 self._telemetry.show_prefill(done, total)
-            case PromptReturned(text):
+            case PromptReturned(text, None):
                 self._prompt.give_back(text)
+            case PromptReturned(text, Turn() as edited):
+                self._begin_edit(edited, text)
             case ContextUsed(used, limit):
                 self._meter_label.show(used, limit)
                 self._meter.show(used, limit)
@@ -156,9 +168,11 @@ class ChatScreen(Screen[None]):
             event.prompt.text = ""
             await self.run_action(action.name)
         elif self.controller.replying:
-            self.notify(
-                "The last reply is still being written: wait, or stop it with Esc.", severity="warning"
-            )
+            self.notify(STILL_WRITING, severity="warning")
+        elif edited := self._edited:
+            event.prompt.sent(event.text)
+            self._end_edit()
+            await self.controller.edit(edited, event.text)
         else:
             event.prompt.sent(event.text)
             await self.controller.send(event.text)
@@ -167,7 +181,10 @@ class ChatScreen(Screen[None]):
         self.notify(images.NOT_YET, title="Image", markup=False)
 
     async def action_cancel(self) -> None:
-        await self.controller.cancel()
+        if self._edited is not None:
+            self._end_edit()
+        else:
+            await self.controller.cancel()
 
     async def action_continue_reply(self) -> None:
         if self.controller.can_continue:
@@ -175,8 +192,80 @@ class ChatScreen(Screen[None]):
         else:
             self.notify("There is no reply that was cut off.")
 
+    @work  # as a worker: the link that was clicked may be removed meanwhile, and must not wait for that
     async def action_regenerate(self) -> None:
-        await self.controller.regenerate()
+        selected = self._transcript.selected
+        self._prompt.focus()
+        await self.controller.regenerate(selected)
+
+    # Turns
+
+    @on(events.DescendantFocus, "#prompt")
+    def action_leave_turns(self) -> None:
+        """Back to the prompt: no turn is selected any more."""
+        if self._transcript.selected is not None:
+            self._transcript.deselect()
+            self._prompt.focus()
+
+    async def action_select_turn(self, step: int) -> None:
+        if not await self._transcript.select_step(step):
+            self.action_leave_turns()
+
+    @work  # see action_regenerate
+    async def action_switch_branch(self, turn_id: str, step: int) -> None:
+        """Also clicked, at a turn that need not be selected; the other one then is as this one was."""
+        if turn := next((turn for turn in self.controller.conversation.turns if turn.id == turn_id), None):
+            selected = self._transcript.selected
+            other = await self.controller.switch_branch(turn, step)
+            if selected is not None:
+                await self._transcript.select(other)
+
+    def action_other_branch(self, step: int) -> None:
+        turns, selected = self.controller.conversation.turns, self._transcript.selected
+        forks = (turn for turn in reversed(turns) if len(self.controller.conversation.siblings(turn)) > 1)
+        if turn := selected or next(forks, None):
+            self.action_switch_branch(turn.id, step)
+        else:
+            self.notify("There is only one branch: edit a turn, or try again, to begin another.")
+
+    def action_edit_turn(self) -> None:
+        if turn := self._transcript.selected or self._last("user"):
+            self._begin_edit(turn, turn.text)
+
+    def _begin_edit(self, turn: Turn, text: str) -> None:
+        if self._edited is None:
+            self._draft = self._prompt.text
+        self._edited = turn
+        self._prompt.begin_edit(text, "message" if turn.role == "user" else "reply")
+        self._prompt.focus()
+
+    def _end_edit(self) -> None:
+        if self._edited is not None:
+            self._edited = None
+            self._prompt.end_edit(self._draft)
+
+    def action_copy_turn(self) -> None:
+        if turn := self._transcript.selected or self._last("assistant"):
+            self._copy(turn.text, "The message" if turn.role == "user" else "The reply")
+
+    @work(group="dialog", exclusive=True)
+    async def action_copy_code(self) -> None:
+        turn = self._transcript.selected or self._last("assistant")
+        blocks = code_blocks(turn.text) if turn else []
+        if not blocks:
+            self.notify("There is no code block in it.")
+            return
+        code = blocks[0] if len(blocks) == 1 else await self.app.push_screen_wait(CodeBlocksScreen(blocks))
+        if code is not None:
+            self._copy(code, "The code")
+
+    def _copy(self, text: str, what: str) -> None:
+        self.app.copy_to_clipboard(inert(text))
+        self.notify(f"{what} is copied: {len(text):,} characters.")
+
+    def _last(self, role: Role) -> Turn | None:
+        turns = reversed(self.controller.conversation.turns)
+        return next((turn for turn in turns if turn.role == role), None)
 
     async def action_new_conversation(self) -> None:
         await self.controller.new_conversation()

@@ -75,6 +75,17 @@ class PromptInput(TextArea):
         """Put text back that could not be sent, before what has been typed since."""
         self._show("\n".join(part for part in (text, self.text) if part))
 
+    def begin_edit(self, text: str, what: str) -> None:
+        """Take in a turn's text for another version; until `end_edit` the frame says so."""
+        self.border_title = f"Edit the {what}"
+        self.border_subtitle = "Enter keeps both   Esc gives up"
+        self._show(text)
+
+    def end_edit(self, text: str) -> None:
+        """Go on with `text`, which was there before."""
+        self.border_title = self.border_subtitle = None
+        self._show(text)
+
     def action_cursor_up(self, select: bool = False) -> None:
         at = len(self._sent) if self._recalled is None else self._recalled
         if self.cursor_at_first_line and at > 0 and (self._recalled is not None or not self.text):

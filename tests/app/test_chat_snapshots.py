@@ -69,6 +69,9 @@ def play(engine, state):
         ("thought", SMALL, LIGHT),
         ("thoughts", SMALL, DARK),
         ("thoughts", LARGE, LIGHT),
+        ("branches", SMALL, DARK),
+        ("branches", LARGE, LIGHT),
+        ("editing", SMALL, LIGHT),
         ("help", SMALL, DARK),
         ("conversations", SMALL, LIGHT),
     ],
@@ -103,6 +106,15 @@ def test_chat_looks_as_accepted(
             await until(pilot, lambda: f" {used} / 2,048" in str(app.query_one("#context").render()))
         if state == "thoughts":
             await pilot.press("shift+tab", "enter")
+        if state in ("branches", "editing"):
+            engine.reply("They hum, mostly.")
+            await pilot.press("ctrl+r")
+            await until(pilot, lambda: len(app.controller.conversation.all_turns) == 3)
+            await until(pilot, lambda: not app.controller.replying)
+            await pilot.press("alt+up", "up" if state == "editing" else "left")
+            if state == "editing":
+                await pilot.press("e")
+            await asyncio.sleep(0.4)  # the meter counts again
         if state in ("help", "conversations"):
             await pilot.press("f1" if state == "help" else "ctrl+o")
             await until(pilot, lambda: app.screen.query("#dialog"))

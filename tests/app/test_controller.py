@@ -12,6 +12,7 @@ from lite_llama.app import replies
 from lite_llama.app.controller import Controller
 from lite_llama.app.database import Conversation, Database, Turn
 from lite_llama.app.events import (
+    BranchShown,
     ContextUsed,
     ConversationShown,
     ModelFailed,
@@ -24,7 +25,6 @@ from lite_llama.app.events import (
     Told,
     TurnAdded,
     TurnChanged,
-    TurnRemoved,
 )
 from lite_llama.app.settings import Settings
 from lite_llama.engine.events import Thinking
@@ -61,6 +61,11 @@ class Desk:
     async def stored(self):
         """What another program would read from the file now."""
         return await self.controller.database.load(self.controller.conversation.id)
+
+    async def same_stored(self):
+        """Whether the file has the same turns in the same branches."""
+        stored, current = await self.stored(), self.controller.conversation
+        return (stored.turns, stored.all_turns) == (current.turns, current.all_turns)
 
 
 @pytest.fixture(autouse=True)
@@ -166,7 +171,7 @@ async def test_cancel_keeps_the_part_and_continue_goes_on_from_it(desk, engine):
     assert not desk.controller.can_continue
 
 
-async def test_an_engine_failure_is_told_on_the_reply_and_retry_replaces_it(desk, engine):
+async def test_an_engine_failure_is_told_on_the_reply_and_retry_stands_beside_it(desk, engine):
     engine.reply("Half", error="The GPU fell over.")
     await desk.controller.send("Hi")
     await desk.replied()
@@ -192,7 +197,7 @@ async def test_a_prompt_that_is_refused_goes_back_and_leaves_no_trace(desk, engi
     assert [event.text for event in desk.of(Told)] == [
         "The prompt has 9,000 tokens, the context 2,048: shorten it."
     ]
-    assert [event.turn.role for event in desk.of(TurnRemoved)] == ["assistant", "user"]
+    assert len(desk.of(BranchShown)) == 1
     assert desk.turns == []
     assert await desk.controller.summaries() == []
 
@@ -568,3 +573,94 @@ async def test_the_setting_switches_thinking(desk, engine, setting, wish):
     await desk.controller.send("Hi")
     await desk.replied()
     assert engine.requests[-1].thinking is wish
+
+
+# Branches
+
+
+async def ask(desk, engine, question, answer):
+    engine.reply(answer)
+    await desk.controller.send(question)
+    await desk.replied()
+
+
+def texts(turns):
+    return [turn.text for turn in turns]
+
+
+async def test_an_edited_message_begins_a_branch_beside_the_old_one(desk, engine):
+    await ask(desk, engine, "a", "1")
+    await ask(desk, engine, "b", "2")
+    engine.reply("3")
+    await desk.controller.edit(desk.controller.conversation.turns[2], "c")
+    await desk.replied()
+    conversation = desk.controller.conversation
+    assert texts(conversation.turns) == ["a", "1", "c", "3"]
+    assert [message.content for message in engine.requests[-1].messages] == ["a", "1", "c"]
+    assert await desk.same_stored()
+
+    old = await desk.controller.switch_branch(conversation.turns[2], -1)
+    assert old.text == "b"
+    assert texts(conversation.turns) == ["a", "1", "b", "2"]
+    assert texts((await desk.stored()).turns) == ["a", "1", "b", "2"]
+    assert await desk.controller.switch_branch(old, -1) is old  # there is none before it
+    await ask(desk, engine, "d", "4")
+    await desk.controller.switch_branch(conversation.turns[2], 1)
+    assert texts(conversation.turns) == ["a", "1", "c", "3"]
+    await desk.controller.switch_branch(conversation.turns[2], -1)
+    assert texts(conversation.turns) == ["a", "1", "b", "2", "d", "4"]
+    assert await desk.same_stored()
+
+
+async def test_a_retry_keeps_the_reply_before(desk, engine):
+    await ask(desk, engine, "a", "1")
+    await ask(desk, engine, "b", "2")
+    engine.reply("1b")
+    await desk.controller.regenerate(desk.controller.conversation.turns[1])
+    await desk.replied()
+    conversation = desk.controller.conversation
+    assert texts(conversation.turns) == ["a", "1b"]
+    engine.reply("1c")
+    await desk.controller.regenerate(conversation.turns[0])
+    await desk.replied()
+    assert texts(conversation.turns) == ["a", "1c"]
+    assert texts(conversation.siblings(conversation.turns[1])) == ["1", "1b", "1c"]
+    assert await desk.same_stored()
+
+
+async def test_an_edited_reply_stands_and_is_what_the_model_sees(desk, engine):
+    await ask(desk, engine, "a", "wrong")
+    await desk.controller.edit(desk.controller.conversation.turns[1], "right")
+    assert desk.turns == [("user", "a", "complete"), ("assistant", "right", "complete")]
+    assert await desk.same_stored()
+    await ask(desk, engine, "b", "2")
+    assert [message.content for message in engine.requests[-1].messages] == ["a", "right", "b"]
+
+
+async def test_a_refused_edit_shows_the_old_branch_and_returns_the_text(desk, engine):
+    await ask(desk, engine, "a", "1")
+    user = desk.controller.conversation.turns[0]
+    engine.reply(refuse="Too long.")
+    await desk.controller.edit(user, "much longer")
+    await desk.replied()
+    await desk.until(lambda: desk.of(PromptReturned))
+    assert desk.of(PromptReturned) == [PromptReturned("much longer", user)]
+    assert texts(desk.controller.conversation.all_turns) == ["a", "1"]
+    assert await desk.same_stored()
+
+
+async def test_during_a_reply_branches_stay_as_they_are(desk, engine):
+    await ask(desk, engine, "a", "1")
+    first = desk.controller.conversation.turns[1]
+    engine.reply("2")
+    await desk.controller.regenerate()
+    await desk.replied()
+    engine.reply("half", "never", hold_after=1)
+    await desk.controller.send("b")
+    await desk.controller.regenerate(first)
+    await desk.controller.edit(first, "x")
+    second = desk.controller.conversation.turns[1]
+    assert await desk.controller.switch_branch(second, -1) is second
+    assert [told.text for told in desk.of(Told)] == [module.STILL_WRITING] * 3
+    await desk.controller.cancel()
+    assert texts(desk.controller.conversation.turns)[:3] == ["a", "2", "b"]

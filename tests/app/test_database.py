@@ -228,3 +228,40 @@ async def test_a_file_from_before_thinking_is_migrated(path):
     await opened.save(loaded, loaded.turns)
     assert await opened.load("c") == loaded
     await opened.close()
+
+
+# Branches
+
+
+async def test_all_branches_come_back_and_the_one_that_was_shown(db):
+    saved = talk("t", "q", "a1", "q2")
+    saved.turns = saved.turns[:1]
+    saved.add(Turn("assistant", "a2"))
+    await db.save(saved, saved.all_turns)
+    assert await db.load(saved.id) == saved
+    saved.show(saved.all_turns[2])
+    await db.save_branch(saved)
+    loaded = await db.load(saved.id)
+    assert loaded == saved
+    assert [turn.text for turn in loaded.turns] == ["q", "a1", "q2"]
+
+
+async def test_a_file_from_before_branches_is_migrated(path):
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        old.executescript("".join(f"{script};" for script in database.MIGRATIONS[:2]))
+        old.execute("INSERT INTO conversations VALUES ('c', 'Old', 1.0, 2.0, 'tiny', '{}', '')")
+        for number, (role, parent) in enumerate([("user", None), ("assistant", "m0"), ("user", "m1")]):
+            row = (f"m{number}", "c", parent, number, role, f"text {number}", "complete", "", None, 1.0, None)
+            old.execute(f"INSERT INTO messages VALUES ({', '.join('?' * len(row))})", row)
+        old.execute("PRAGMA user_version = 2")
+        old.commit()
+    opened, notice = await open_or_replace(path)
+    assert notice is None
+    loaded = await opened.load("c")
+    assert [turn.text for turn in loaded.turns] == ["text 0", "text 1", "text 2"]
+    loaded.turns = loaded.turns[:2]
+    loaded.add(Turn("user", "another"))
+    await opened.save(loaded, loaded.turns[2:])
+    assert await opened.load("c") == loaded
+    await opened.close()
