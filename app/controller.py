@@ -31,6 +31,8 @@ from .events import (
     ModelLoading,
     ModelReady,
     PromptReturned,
+    PromptsKnown,
+    QueueChanged,
     Told,
     TurnAdded,
     TurnChanged,
@@ -47,6 +49,7 @@ T = TypeVar("T")
 
 COUNT_AFTER_S = 0.2
 CLOSE_TIMEOUT_S = 5.0
+KNOWN_PROMPTS = 500
 STILL_WRITING = "The last reply is still being written: wait, or stop it with Esc."
 NO_MODEL = "No model is loaded: choose one with F3."
 INTERNAL_ERROR = "Something went wrong in the program itself; the log file has the details."
@@ -73,6 +76,8 @@ class Controller:
         self._listener = tell
         self._reply: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
+        self._paused = False
+        """The queue waits for the user, not for the end of a reply."""
         self._request_id: int | None = None
         self.model_name: str | None = None
         """The directory of the model that was loaded last."""
@@ -126,7 +131,15 @@ class Controller:
                 await self._tell(
                     Told("The last reply was cut off when the program ended: you can continue it.")
                 )
+        self._paused = True
+        await self._tell_shown()
+        with contextlib.suppress(_Told):
+            prompts = await self._attempt(self.database.prompts(KNOWN_PROMPTS))
+            await self._tell(PromptsKnown(tuple(prompts)))
+
+    async def _tell_shown(self) -> None:
         await self._tell(ConversationShown(self.conversation))
+        await self._tell_queue()
 
     async def start_engine(self) -> EngineThread:
         """The engine, brought up on first use; that takes seconds and happens on another thread."""
@@ -245,18 +258,29 @@ class Controller:
 
     async def _show(self, conversation: Conversation) -> None:
         await self.cancel()
-        self.conversation = conversation
-        await self._tell(ConversationShown(conversation))
+        self.conversation, self._paused = conversation, True
+        await self._tell_shown()
         self._count_soon()
 
     # Replies
 
     async def send(self, text: str) -> None:
-        """Add the user's turn and start the reply to it; while a model is loading, the reply waits."""
-        if refusal := self._refusal():
+        """Add the user's turn and start the reply to it; while a model is loading, the reply waits.
+
+        While a reply is written the message is queued, and sent after it.
+        """
+        if self.replying:
+            self.conversation.queue.append(text)
+            await self._queue_changed()
+        elif refusal := self._refusal():
             await self._tell(Told(refusal))
             await self._tell(PromptReturned(text))
-            return
+        else:
+            self._paused = bool(self.conversation.queue)
+            self._start(*await self._add_exchange(text))
+
+    async def _add_exchange(self, text: str) -> tuple[Turn, _Undo]:
+        """The user's turn and the reply that is to be written."""
         if not self.conversation.turns:
             self.conversation.title = title_of(text)
         leaf = self._leaf
@@ -264,7 +288,33 @@ class Controller:
         for turn in (user, reply):
             self.conversation.add(turn)
             await self._tell(TurnAdded(turn))
-        self._start(reply, _Undo(leaf=leaf, added=(user, reply), prompt=PromptReturned(text)))
+        return reply, _Undo(leaf=leaf, added=(user, reply), prompt=PromptReturned(text))
+
+    async def resume_queue(self) -> None:
+        """Send what is queued, one message after the other."""
+        if self.conversation.queue and not self.replying:
+            if refusal := self._refusal():
+                await self._tell(Told(refusal))
+            else:
+                self._paused = False
+                self._start(*await self._add_exchange(self.conversation.queue.pop(0)))
+                await self._tell_queue()
+
+    async def unqueue(self, number: int = -1) -> str | None:
+        """Take a message, by default the last, out of the queue; None when it is gone already."""
+        try:
+            text = self.conversation.queue.pop(number)
+        except IndexError:
+            return None
+        await self._queue_changed()
+        return text
+
+    async def _queue_changed(self) -> None:
+        await self._tell_queue()
+        await self._save(self.conversation, [])
+
+    async def _tell_queue(self) -> None:
+        await self._tell(QueueChanged(tuple(self.conversation.queue), self._paused))
 
     async def continue_reply(self) -> None:
         """Let the last reply go on where it was cut off."""
@@ -348,7 +398,11 @@ class Controller:
         return None
 
     async def cancel(self) -> None:
-        """Stop the reply being written, if any; returns when what there is of it is saved."""
+        """Stop the reply being written, if any; returns when what there is of it is saved.
+
+        What is queued stays so until the user says otherwise.
+        """
+        self._paused = True
         if self._reply is not None and not self._reply.done():
             self._stop.set()
             if self.engine and self._request_id is not None:
@@ -368,7 +422,19 @@ class Controller:
 
     def _start(self, reply: Turn, undo: _Undo) -> None:
         self._stop.clear()
-        self._reply = asyncio.create_task(self._write(reply, undo))
+        self._reply = asyncio.create_task(self._write_all(reply, undo))
+
+    async def _write_all(self, reply: Turn, undo: _Undo) -> None:
+        """The reply, and those to what is queued. Stopped, failed or refused, the rest of the queue waits."""
+        queue = self.conversation.queue
+        await self._write(reply, undo)
+        while queue and not self._paused and reply.status in ("complete", "length"):
+            reply, undo = await self._add_exchange(queue.pop(0))
+            await self._tell_queue()
+            await self._write(reply, undo)
+        if queue:
+            self._paused = True
+            await self._tell_queue()
 
     async def _write(self, reply: Turn, undo: _Undo) -> None:
         """One reply from start to end. Whatever happens, it ends with a final status, saved and told."""

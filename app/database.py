@@ -53,6 +53,8 @@ MIGRATIONS = (
     "ALTER TABLE messages ADD COLUMN thinking TEXT",  # JSON of engine.events.Thinking; NULL: none
     # The last message of the branch that is shown; NULL: of the one written last.
     "ALTER TABLE conversations ADD COLUMN leaf_id TEXT",
+    # JSON: the messages that are still to be sent, in order.
+    "ALTER TABLE conversations ADD COLUMN queue TEXT NOT NULL DEFAULT '[]'",
 )
 _SAVE_BRANCH = "UPDATE conversations SET leaf_id = ? WHERE id = ?"
 
@@ -101,6 +103,8 @@ class Conversation:
     id: str = field(default_factory=_new_id)
     created: float = field(default_factory=time.time)
     all_turns: list[Turn] = field(default_factory=list)
+    queue: list[str] = field(default_factory=list)
+    """Messages that are to be sent once the reply has ended."""
 
     def __post_init__(self) -> None:
         if not self.all_turns:
@@ -223,12 +227,12 @@ class Database:
         async with self._transaction() as run:
             await run.execute(
                 "INSERT INTO conversations "
-                "(id, title, created, updated, model, settings, system_prompt, leaf_id) VALUES "
-                "(:id, :title, :created, :updated, :model, :settings, :system_prompt, :leaf_id) "
+                "(id, title, created, updated, model, settings, system_prompt, leaf_id, queue) VALUES "
+                "(:id, :title, :created, :updated, :model, :settings, :system_prompt, :leaf_id, :queue) "
                 "ON CONFLICT (id) DO UPDATE SET "
                 "title = excluded.title, updated = excluded.updated, model = excluded.model, "
                 "settings = excluded.settings, system_prompt = excluded.system_prompt, "
-                "leaf_id = excluded.leaf_id",
+                "leaf_id = excluded.leaf_id, queue = excluded.queue",
                 {
                     "id": conversation.id,
                     "title": conversation.title,
@@ -238,6 +242,7 @@ class Database:
                     "settings": json.dumps(conversation.settings),
                     "system_prompt": conversation.system_prompt,
                     "leaf_id": _leaf_id(conversation),
+                    "queue": json.dumps(conversation.queue),
                 },
             )
             await run.executemany(
@@ -268,7 +273,7 @@ class Database:
         """Read a conversation with all its turns. Raises UserError when there is none of that id."""
         with _translated():
             cursor = await self._connection.execute(
-                "SELECT title, created, model, settings, system_prompt, leaf_id "
+                "SELECT title, created, model, settings, system_prompt, leaf_id, queue "
                 "FROM conversations WHERE id = ?",
                 (conversation_id,),
             )
@@ -280,17 +285,34 @@ class Database:
             )
         if found is None:
             raise UserError("That conversation is no longer there: choose another.")
-        title, created, model, settings, system_prompt, leaf_id = found
+        title, created, model, settings, system_prompt, leaf_id, queue = found
         turns = [
             Turn(role, content, status, note, _figures(figures), turn_id, when, _thinking(thinking), parent)
             for role, content, status, note, figures, turn_id, when, thinking, parent in rows
         ]
         conversation = Conversation(
-            title, system_prompt, model, json.loads(settings), [], conversation_id, created, turns
+            title,
+            system_prompt,
+            model,
+            json.loads(settings),
+            id=conversation_id,
+            created=created,
+            all_turns=turns,
+            queue=json.loads(queue),
         )
         if turns:
             conversation.show(next((turn for turn in turns if turn.id == leaf_id), turns[-1]))
         return conversation
+
+    async def prompts(self, limit: int) -> list[str]:
+        """What the user has sent last in all conversations, each text once, the newest at the end."""
+        with _translated():
+            rows = await self._connection.execute_fetchall(
+                "SELECT content FROM messages WHERE role = 'user' "
+                "GROUP BY content ORDER BY max(created) DESC LIMIT ?",
+                (limit,),
+            )
+        return [row[0] for row in rows][::-1]
 
     async def summaries(self) -> list[Summary]:
         """All conversations, the one used last first."""

@@ -72,6 +72,21 @@ class PromptReturned:
 
 
 @dataclass(frozen=True)
+class QueueChanged:
+    """`messages` wait to be sent; `paused`: until the user says so."""
+
+    messages: tuple[str, ...]
+    paused: bool
+
+
+@dataclass(frozen=True)
+class PromptsKnown:
+    """What was sent in earlier runs, the newest at the end."""
+
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ModelLoading:
     name: str
     done: int
@@ -123,6 +138,8 @@ ControllerEvent = (
     | ThinkingAdded
     | TextAdded
     | PromptReturned
+    | QueueChanged
+    | PromptsKnown
     | ModelLoading
     | ModelReady
     | ModelFailed

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 from textual import events, on, work
-from textual.app import ComposeResult
+from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Footer, TextArea
 
 from ...engine.request import Role
+from ...models.errors import UserError
+from .. import editor
 from ..actions import ACTIONS, slash_command
 from ..controller import STILL_WRITING, Controller
 from ..database import Turn
@@ -26,6 +28,8 @@ from ..events import (
     ModelReady,
     PromptRead,
     PromptReturned,
+    PromptsKnown,
+    QueueChanged,
     TextAdded,
     ThinkingAdded,
     TurnAdded,
@@ -35,6 +39,7 @@ from ..incoming import image_paths
 from ..text import inert
 from ..widgets.markdown import code_blocks
 from ..widgets.prompt import PromptInput
+from ..widgets.queue import QueuedMessages
 from ..widgets.status import ContextLabel, ContextMeter, Header, Telemetry
 from ..widgets.transcript import Transcript
 from . import images
@@ -62,6 +67,7 @@ class ChatScreen(Screen[None]):
         """What was in the prompt before."""
         self._header = Header()
         self._transcript = Transcript(id="transcript")
+        self._queue = QueuedMessages()
         self._prompt = PromptInput()
         self._telemetry = Telemetry()
         self._meter_label = ContextLabel()
@@ -71,6 +77,7 @@ class ChatScreen(Screen[None]):
         yield self._header
         yield self._transcript
         with Vertical(id="composer"):
+            yield self._queue
             yield self._prompt
             with Horizontal(id="status"):
                 yield self._telemetry
@@ -120,6 +127,11 @@ class ChatScreen(Screen[None]):
                 self._prompt.give_back(text)
             case PromptReturned(text, Turn() as edited):
                 self._begin_edit(edited, text)
+            case PromptsKnown(texts):
+                self._prompt.remember(texts)
+            case QueueChanged(messages, paused):
+                self._prompt.queued = bool(messages)
+                self._queue.show(messages, paused)
             case ContextUsed(used, limit):
                 self._meter_label.show(used, limit)
                 self._meter.show(used, limit)
@@ -162,12 +174,14 @@ class ChatScreen(Screen[None]):
     @on(PromptInput.Submitted)
     async def _submit(self, event: PromptInput.Submitted) -> None:
         # Images first: a path begins with a slash as a command does.
-        if image_paths(event.text):
+        if not event.text:
+            await self.controller.resume_queue()
+        elif image_paths(event.text):
             self._notify_images()
         elif action := slash_command(event.text):
             event.prompt.text = ""
             await self.run_action(action.name)
-        elif self.controller.replying:
+        elif self._edited is not None and self.controller.replying:
             self.notify(STILL_WRITING, severity="warning")
         elif edited := self._edited:
             event.prompt.sent(event.text)
@@ -197,6 +211,32 @@ class ChatScreen(Screen[None]):
         selected = self._transcript.selected
         self._prompt.focus()
         await self.controller.regenerate(selected)
+
+    # The prompt
+
+    @on(PromptInput.QueueWanted)
+    async def _take_last(self) -> None:
+        await self.action_edit_queued(-1)
+
+    async def action_edit_queued(self, number: int) -> None:
+        if text := await self.controller.unqueue(number):
+            self._prompt.give_back(text)
+            self._prompt.focus()
+
+    async def action_drop_queued(self, number: int) -> None:
+        await self.controller.unqueue(number)
+
+    async def action_resume_queue(self) -> None:
+        await self.controller.resume_queue()
+
+    def action_editor(self) -> None:
+        try:
+            with self.app.suspend():
+                self._prompt.show(editor.edit(self._prompt.text))
+        except SuspendNotSupported:
+            self.notify("This terminal cannot be lent to an editor.", severity="warning")
+        except UserError as error:
+            self.notify(str(error), severity="error", markup=False)
 
     # Turns
 

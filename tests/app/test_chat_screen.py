@@ -1,6 +1,7 @@
 """The app through its keys, with a scripted engine."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
@@ -141,16 +142,70 @@ async def test_up_brings_earlier_messages_back(chat):
         assert c.prompt.text == ""
 
 
-async def test_nothing_is_sent_from_an_empty_prompt_or_during_a_reply(chat, engine):
-    engine.reply("a", "b", hold_after=1)
+async def test_nothing_is_sent_from_an_empty_prompt(chat, engine):
     async with chat() as c:
         await c.send("  \n ")
+        await c.ask("one")
+        assert len(engine.requests) == 1
+
+
+def queue(c):
+    widget = c.app.screen.query_one("#queue", Static)
+    return str(widget.render()).split("\n") if widget.display else []
+
+
+async def test_messages_wait_for_the_reply_and_can_be_taken_back(chat, engine):
+    engine.reply("a", "b", hold_after=1)
+    async with chat() as c:
         await c.send("one")
         await c.until(lambda: c.shown()[-1:] == ["a"])
-        await c.send("two")
-        await c.until(c.notices)
-        assert c.prompt.text == "two"
-        assert len(engine.requests) == 1
+        for text in ("two", "three", "four", "five"):
+            await c.send(text)
+        await c.until(lambda: queue(c)[-1:] == ["and 1 more"])
+        assert queue(c)[1] == "edit  remove  two"
+        await c.pilot.press("up")
+        await c.until(lambda: c.prompt.text == "five")
+        c.prompt.text = ""
+        await c.pilot.click("#queue", offset=(10, 2))  # remove three
+        await c.until(lambda: [line.split()[-1] for line in queue(c)[1:]] == ["two", "four"])
+        await c.pilot.press("escape")
+        await c.until(lambda: "Paused" in queue(c)[0])
+        await c.pilot.press("enter")
+        await c.until(lambda: c.shown() == ["one", "a", "two", "Fine.", "four", "Fine."])
+        assert queue(c) == []
+
+
+async def test_up_brings_messages_of_earlier_runs_back(chat, paths):
+    database = await Database.open(paths.database)
+    for number, text in enumerate(("first", "again", "second", "again")):
+        turn = Turn("user", text, created=float(number))
+        await database.save(one := Conversation(title="t", turns=[turn]), one.turns)
+    await database.close()
+    async with chat() as c:
+        await c.pilot.press("up")
+        assert c.prompt.text == "again"
+        await c.pilot.press("up", "up", "up")
+        assert c.prompt.text == "first"
+
+
+async def test_the_prompt_is_edited_in_the_editor(chat, monkeypatch, tmp_path):
+    script = tmp_path / "my editor"
+    script.write_text("#!/bin/sh\nprintf ' and\\nmore\\n' >> \"$1\"\n")
+    script.chmod(0o755)
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("EDITOR", f"'{script}'")
+    async with chat() as c:
+        monkeypatch.setattr(c.app, "suspend", contextlib.nullcontext)
+        c.prompt.text = "some"
+        await c.pilot.press("f5")
+        assert c.prompt.text == "some and\nmore"
+        monkeypatch.setenv("EDITOR", "false")
+        await c.send("/editor")
+        assert c.notices() == ["The editor false ended with code 1: the message is as it was."]
+        monkeypatch.setenv("EDITOR", "no-such-editor")
+        await c.send("/editor")
+        await c.until(lambda: "The editor no-such-editor failed" in c.notices()[-1])
+        assert c.notices()[-1].endswith("set EDITOR to another.")
 
 
 async def test_hostile_text_has_no_power(chat, engine):

@@ -20,6 +20,7 @@ from lite_llama.app.events import (
     ModelLoading,
     ModelReady,
     PromptReturned,
+    QueueChanged,
     TextAdded,
     ThinkingAdded,
     Told,
@@ -311,13 +312,64 @@ async def test_a_reply_cut_off_by_a_crash_is_shown_and_can_go_on(desk, engine, d
     assert desk.turns[-1] == ("assistant", "half done", "complete")
 
 
-async def test_sending_while_a_reply_is_written_gives_the_text_back(desk, engine):
+async def test_messages_sent_during_a_reply_are_queued_and_sent_in_turn(desk, engine):
+    engine.reply("a", "b", hold_after=1)
+    await desk.controller.send("one")
+    for text in ("two", "three", "four"):
+        await desk.controller.send(text)
+    assert desk.of(QueueChanged)[-1] == QueueChanged(("two", "three", "four"), False)
+    assert (await desk.stored()).queue == ["two", "three", "four"]
+    assert await desk.controller.unqueue() == "four"
+    assert await desk.controller.unqueue(7) is None
+    engine.release()
+    await desk.replied()
+    assert texts(desk.controller.conversation.turns) == ["one", "ab", "two", "Fine.", "three", "Fine."]
+    assert desk.of(QueueChanged)[-1].messages == ()
+    assert (await desk.stored()).queue == []
+
+
+async def test_a_stopped_reply_pauses_the_queue_until_it_is_resumed(desk, engine):
     engine.reply("a", "b", hold_after=1)
     await desk.controller.send("one")
     await desk.controller.send("two")
-    assert desk.of(PromptReturned) == [PromptReturned("two")]
-    assert len(desk.turns) == 2
+    await desk.controller.send("three")
     await desk.controller.cancel()
+    assert desk.of(QueueChanged)[-1] == QueueChanged(("two", "three"), True)
+    await desk.controller.send("between")
+    await desk.replied()
+    assert texts(desk.controller.conversation.turns)[2:] == ["between", "Fine."]
+    await desk.controller.resume_queue()
+    await desk.replied()
+    assert texts(desk.controller.conversation.turns)[4:] == ["two", "Fine.", "three", "Fine."]
+
+
+@pytest.mark.parametrize("failure", [{"error": "Broken."}, {"refuse": "Too long."}])
+async def test_a_failure_pauses_the_queue(desk, engine, failure):
+    engine.reply("a", hold_after=0)
+    engine.reply("b", **failure)
+    await desk.controller.send("one")
+    await desk.controller.send("two")
+    await desk.controller.send("three")
+    engine.release()
+    await desk.replied()
+    assert desk.controller.conversation.queue == ["three"]
+    assert desk.of(QueueChanged)[-1] == QueueChanged(("three",), True)
+    assert len(engine.requests) == 2
+
+
+async def test_a_reopened_conversation_has_its_queue(desk, engine):
+    engine.reply("a", "b", hold_after=1)
+    await desk.controller.send("one")
+    await desk.controller.send("two")
+    await desk.until(lambda: engine.requests)
+    asked = desk.controller.conversation.id
+    await desk.controller.new_conversation()
+    assert desk.of(QueueChanged)[-1] == QueueChanged((), True)
+    await desk.controller.open_conversation(asked)
+    assert desk.of(QueueChanged)[-1] == QueueChanged(("two",), True)
+    await desk.controller.resume_queue()
+    await desk.replied()
+    assert texts(desk.controller.conversation.turns)[2:] == ["two", "Fine."]
 
 
 async def test_without_a_model_nothing_is_sent(make_desk, engine):
