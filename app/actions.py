@@ -47,6 +47,8 @@ ACTIONS = (
     Action("app.images", "Images", "what is attached", "f4", "Images", "/image"),
     Action("new_conversation", "New chat", "an empty conversation", "ctrl+n", "New", "/new"),
     Action("app.conversations", "Open chat", "or rename, delete one", "ctrl+o", "Open", "/open"),
+    Action("app.search", "Search", "in all chats", "f8,ctrl+shift+f", "", "/search"),
+    Action("retitle", "Retitle", "the model writes the title", command="/retitle"),
     Action("cancel", "Stop", "end the reply, keep its part", "escape", "", "/stop"),
     Action("continue_reply", "Continue", "a reply that was cut off", "ctrl+g", "", "/continue"),
     Action("regenerate", "Try again", "another reply beside it", "ctrl+r", "", "/retry", turn_keys="r"),

@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ..engine.events import Loaded, LoadFailed, LoadProgress, ModelInfo, Thinking
+from ..engine.events import Failed, Finished, Loaded, LoadFailed, LoadProgress, ModelInfo, Thinking
 from ..engine.request import GenerationRequest, Message
 from ..models.errors import UserError
 from . import tree
-from .database import Conversation, Database, Summary, Turn
+from .database import Conversation, Database, Hit, Summary, Turn
 from .events import (
     BranchShown,
     ContextUsed,
@@ -33,12 +33,14 @@ from .events import (
     PromptReturned,
     PromptsKnown,
     QueueChanged,
+    TitleChanged,
     Told,
     TurnAdded,
     TurnChanged,
 )
 from .incoming import title_of
 from .replies import Inbox, Refused, follow
+from .titles import title_from, title_request
 
 if TYPE_CHECKING:  # the engine's thread imports torch, which takes seconds: the screen must be up before
     from ..engine.thread import EngineThread
@@ -50,6 +52,7 @@ T = TypeVar("T")
 COUNT_AFTER_S = 0.2
 CLOSE_TIMEOUT_S = 5.0
 KNOWN_PROMPTS = 500
+FOUND_TURNS = 100
 STILL_WRITING = "The last reply is still being written: wait, or stop it with Esc."
 NO_MODEL = "No model is loaded: choose one with F3."
 INTERNAL_ERROR = "Something went wrong in the program itself; the log file has the details."
@@ -134,6 +137,7 @@ class Controller:
         self._paused = True
         await self._tell_shown()
         with contextlib.suppress(_Told):
+            await self._attempt(self.database.purge())
             prompts = await self._attempt(self.database.prompts(KNOWN_PROMPTS))
             await self._tell(PromptsKnown(tuple(prompts)))
 
@@ -232,21 +236,63 @@ class Controller:
     async def new_conversation(self) -> None:
         await self._show(Conversation(system_prompt=self.settings.system_prompt))
 
-    async def open_conversation(self, conversation_id: str) -> None:
+    async def open_conversation(self, conversation_id: str, turn_id: str | None = None) -> Turn | None:
+        """Show a conversation, in the branch of that turn; returns the turn, None if it is not there."""
         await self.cancel()  # first, so that what is loaded is complete
         with contextlib.suppress(_Told):
-            await self._show(await self._attempt(self.database.load(conversation_id)))
+            conversation = await self._attempt(self.database.load(conversation_id))
+            turn = next((turn for turn in conversation.all_turns if turn.id == turn_id), None)
+            if turn is not None and turn not in conversation.turns:
+                conversation.show(tree.newest_leaf(conversation.all_turns, turn))
+                await self._attempt(self.database.save_branch(conversation))
+            await self._show(conversation)
+            return turn
+        return None
 
     async def summaries(self) -> list[Summary]:
-        """All saved conversations, newest first; none when they cannot be read."""
+        """All saved conversations in the list's order; none when they cannot be read."""
         with contextlib.suppress(_Told):
             return await self._attempt(self.database.summaries())
         return []
+
+    async def search(self, text: str) -> list[Hit]:
+        """The turns of all conversations in which these words are found."""
+        with contextlib.suppress(_Told):
+            return await self._attempt(self.database.search(text, FOUND_TURNS))
+        return []
+
+    async def pin_conversation(self, conversation_id: str, pinned: bool) -> None:
+        with contextlib.suppress(_Told):
+            await self._attempt(self.database.pin(conversation_id, pinned))
+
+    async def restore_conversation(self, conversation_id: str) -> None:
+        """Undo `delete_conversation`."""
+        with contextlib.suppress(_Told):
+            await self._attempt(self.database.restore(conversation_id))
+
+    async def retitle(self) -> None:
+        """Have the model write the conversation's title."""
+        conversation = self.conversation
+        if self.replying or not conversation.turns:
+            await self._tell(Told("A title needs a conversation, and a model that is idle."))
+        elif refusal := self._refusal():
+            await self._tell(Told(refusal))
+        elif self.engine is None:
+            await self._tell(Told(NO_MODEL))
+        else:
+            inbox = Inbox()
+            self.engine.submit(title_request(conversation.turns), inbox.sink)
+            async for events in inbox.batches():
+                if isinstance(last := events[-1], Finished) and (title := title_from(last.text)):
+                    await self.rename_conversation(conversation.id, title)
+                elif isinstance(last, Finished | Failed):
+                    await self._tell(Told("The model wrote no title: the old one stays."))
 
     async def rename_conversation(self, conversation_id: str, title: str) -> None:
         title = title_of(title)
         if conversation_id == self.conversation.id:
             self.conversation.title = title
+            await self._tell(TitleChanged(title))
         with contextlib.suppress(_Told):
             await self._attempt(self.database.rename(conversation_id, title))
 

@@ -22,6 +22,10 @@ from . import tree
 
 Status = Literal["complete", "streaming", "stopped", "length", "error"]
 BUSY_TIMEOUT_S = 5.0
+KEEP_DELETED_S = 24 * 3600.0
+"""How long a deleted conversation can still be brought back; the first start after that removes it."""
+HIT_START, HIT_END = "\x02", "\x03"
+"""Around what was found in a snippet; characters that no text on the screen has."""
 
 # One script per version of the schema; `PRAGMA user_version` counts those that a file has been through.
 MIGRATIONS = (
@@ -55,6 +59,27 @@ MIGRATIONS = (
     "ALTER TABLE conversations ADD COLUMN leaf_id TEXT",
     # JSON: the messages that are still to be sent, in order.
     "ALTER TABLE conversations ADD COLUMN queue TEXT NOT NULL DEFAULT '[]'",
+    """
+    ALTER TABLE conversations ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE conversations ADD COLUMN deleted REAL;  -- when; NULL: it is not
+    """,
+    # The index refers to messages by rowid, which VACUUM may change: run 'rebuild' after one.
+    """
+    CREATE VIRTUAL TABLE search USING fts5(
+        content, content = 'messages', tokenize = 'unicode61 remove_diacritics 2'
+    );
+    INSERT INTO search (search) VALUES ('rebuild');
+    CREATE TRIGGER message_added AFTER INSERT ON messages BEGIN
+        INSERT INTO search (rowid, content) VALUES (new.rowid, new.content);
+    END;
+    CREATE TRIGGER message_removed AFTER DELETE ON messages BEGIN
+        INSERT INTO search (search, rowid, content) VALUES ('delete', old.rowid, old.content);
+    END;
+    CREATE TRIGGER message_changed AFTER UPDATE OF content ON messages WHEN old.content <> new.content BEGIN
+        INSERT INTO search (search, rowid, content) VALUES ('delete', old.rowid, old.content);
+        INSERT INTO search (rowid, content) VALUES (new.rowid, new.content);
+    END;
+    """,
 )
 _SAVE_BRANCH = "UPDATE conversations SET leaf_id = ? WHERE id = ?"
 
@@ -140,7 +165,19 @@ class Summary:
     title: str
     updated: float
     model: str
-    turns: int
+    questions: int
+    pinned: bool
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A turn that was found; HIT_START and HIT_END surround what was looked for in its `snippet`."""
+
+    conversation_id: str
+    turn_id: str
+    title: str
+    role: Role
+    snippet: str
 
 
 class Database:
@@ -232,7 +269,8 @@ class Database:
                 "ON CONFLICT (id) DO UPDATE SET "
                 "title = excluded.title, updated = excluded.updated, model = excluded.model, "
                 "settings = excluded.settings, system_prompt = excluded.system_prompt, "
-                "leaf_id = excluded.leaf_id, queue = excluded.queue",
+                "leaf_id = excluded.leaf_id, queue = excluded.queue, "
+                "deleted = NULL",  # what is still written to is wanted, in this window or in another
                 {
                     "id": conversation.id,
                     "title": conversation.title,
@@ -308,29 +346,64 @@ class Database:
         """What the user has sent last in all conversations, each text once, the newest at the end."""
         with _translated():
             rows = await self._connection.execute_fetchall(
-                "SELECT content FROM messages WHERE role = 'user' "
-                "GROUP BY content ORDER BY max(created) DESC LIMIT ?",
+                "SELECT content FROM messages JOIN conversations ON conversations.id = conversation_id "
+                "WHERE role = 'user' AND deleted IS NULL "
+                "GROUP BY content ORDER BY max(messages.created) DESC LIMIT ?",
                 (limit,),
             )
         return [row[0] for row in rows][::-1]
 
     async def summaries(self) -> list[Summary]:
-        """All conversations, the one used last first."""
+        """All conversations, pinned ones first, then the one used last."""
         with _translated():
             rows = await self._connection.execute_fetchall(
                 "SELECT id, title, updated, model, "
-                "(SELECT count(*) FROM messages WHERE conversation_id = conversations.id) "
-                "FROM conversations ORDER BY updated DESC, rowid DESC"
+                "(SELECT count(*) FROM messages WHERE conversation_id = conversations.id AND role = 'user'), "
+                "pinned = 1 FROM conversations WHERE deleted IS NULL "
+                "ORDER BY pinned DESC, updated DESC, rowid DESC"
             )
         return [Summary(*row) for row in rows]
+
+    async def search(self, text: str, limit: int) -> list[Hit]:
+        """The turns with words that begin as those of `text` do, all of them; the best first."""
+        words = [word.replace('"', '""') for word in text.split() if any(map(str.isalnum, word))]
+        if not words:
+            return []
+        with _translated():
+            rows = await self._connection.execute_fetchall(
+                "SELECT conversation_id, messages.id, title, role, "
+                "snippet(search, 0, ?, ?, '…', 12) FROM search "
+                "JOIN messages ON messages.rowid = search.rowid "
+                "JOIN conversations ON conversations.id = conversation_id "
+                "WHERE search MATCH ? AND deleted IS NULL ORDER BY rank, messages.created DESC LIMIT ?",
+                (HIT_START, HIT_END, " ".join(f'"{word}"*' for word in words), limit),
+            )
+        return [Hit(*row) for row in rows]
+
+    async def pin(self, conversation_id: str, pinned: bool) -> None:
+        """Keep a conversation at the top of the list, or no longer."""
+        async with self._transaction() as run:
+            await run.execute("UPDATE conversations SET pinned = ? WHERE id = ?", (pinned, conversation_id))
 
     async def rename(self, conversation_id: str, title: str) -> None:
         async with self._transaction() as run:
             await run.execute("UPDATE conversations SET title = ? WHERE id = ?", (title, conversation_id))
 
     async def delete(self, conversation_id: str) -> None:
+        """Take a conversation out of the list; `restore` undoes it until `purge` removes it."""
         async with self._transaction() as run:
-            await run.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
+            await run.execute(
+                "UPDATE conversations SET deleted = ? WHERE id = ?", (time.time(), conversation_id)
+            )
+
+    async def restore(self, conversation_id: str) -> None:
+        async with self._transaction() as run:
+            await run.execute("UPDATE conversations SET deleted = NULL WHERE id = ?", (conversation_id,))
+
+    async def purge(self) -> None:
+        """Remove for good what was deleted more than KEEP_DELETED_S ago."""
+        async with self._transaction() as run:
+            await run.execute("DELETE FROM conversations WHERE deleted < ?", (time.time() - KEEP_DELETED_S,))
 
     async def recover(self) -> str | None:
         """Mark replies that a crash cut off as stopped; returns the newest such conversation's id."""

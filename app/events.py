@@ -18,6 +18,11 @@ class ConversationShown:
 
 
 @dataclass(frozen=True)
+class TitleChanged:
+    title: str
+
+
+@dataclass(frozen=True)
 class TurnAdded:
     turn: Turn
 
@@ -131,6 +136,7 @@ class Told:
 
 ControllerEvent = (
     ConversationShown
+    | TitleChanged
     | TurnAdded
     | TurnChanged
     | BranchShown

@@ -201,9 +201,16 @@ class LiteLlamaApp(App[None]):
 
     @work(group="dialog", exclusive=True)
     async def action_conversations(self) -> None:
-        chosen = await self.push_screen_wait(ConversationsScreen(self.controller))
+        await self._choose_conversation(search=False)
+
+    @work(group="dialog", exclusive=True)
+    async def action_search(self) -> None:
+        await self._choose_conversation(search=True)
+
+    async def _choose_conversation(self, *, search: bool) -> None:
+        chosen = await self.push_screen_wait(ConversationsScreen(self.controller, search=search))
         if chosen is not None:
-            await self.controller.open_conversation(chosen)
+            await self._chat.open_conversation(chosen.conversation_id, chosen.turn_id)
 
     @work(group="dialog", exclusive=True)
     async def action_settings(self) -> None:

@@ -32,6 +32,7 @@ from ..events import (
     QueueChanged,
     TextAdded,
     ThinkingAdded,
+    TitleChanged,
     TurnAdded,
     TurnChanged,
 )
@@ -102,6 +103,8 @@ class ChatScreen(Screen[None]):
                 self._show_idle()
                 if self.controller.last_reply and self.controller.last_reply.status == "streaming":
                     self._telemetry.show("Waiting for the engine")
+            case TitleChanged(title):
+                self._header.show_title(title)
             case TurnAdded(turn):
                 self._header.show_title(self.controller.conversation.title)
                 await self._transcript.add(turn)
@@ -306,6 +309,16 @@ class ChatScreen(Screen[None]):
     def _last(self, role: Role) -> Turn | None:
         turns = reversed(self.controller.conversation.turns)
         return next((turn for turn in turns if turn.role == role), None)
+
+    async def open_conversation(self, conversation_id: str, turn_id: str | None) -> None:
+        """Show a conversation, with that turn selected."""
+        turn = await self.controller.open_conversation(conversation_id, turn_id)
+        if turn is not None:
+            await self._transcript.select(turn)
+
+    @work
+    async def action_retitle(self) -> None:
+        await self.controller.retitle()
 
     async def action_new_conversation(self) -> None:
         await self.controller.new_conversation()

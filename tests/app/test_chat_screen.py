@@ -528,33 +528,6 @@ async def test_wrong_settings_are_told(chat):
 # Conversations
 
 
-async def test_new_open_rename_and_delete(chat):
-    async with chat() as c:
-        await c.ask("first question")
-        await c.pilot.press("ctrl+n")
-        await c.until(lambda: c.shown() == [])
-        await c.ask("second question")
-        await c.pilot.press("ctrl+o")
-        await c.screen(ConversationsScreen)
-        await c.until(lambda: len(c.app.screen._summaries) == 2)
-        assert [summary.title for summary in c.app.screen._summaries] == ["second question", "first question"]
-        await c.pilot.press("down", "enter")
-        await c.until(lambda: c.shown() == ["first question", "Fine."])
-        assert "first question" in c.text_of("#header")
-
-        await c.pilot.press("ctrl+o")
-        await c.screen(ConversationsScreen)
-        await c.pilot.press("down", "r")
-        c.app.screen.query_one(Input).value = "renamed"
-        await c.pilot.press("enter")
-        await c.until(lambda: c.app.screen._summaries[1].title == "renamed")
-        await c.pilot.press("d", "d")
-        await c.until(lambda: len(c.app.screen._summaries) == 1)
-        await c.pilot.press("escape")
-        await c.screen(ChatScreen)
-        assert c.shown() == []  # it was the one that was open
-
-
 async def test_a_long_conversation_shows_its_end_first(chat, paths):
     turns = [
         Turn(role, f"{role} {number}") for number in range(SHOWN_TURNS) for role in ("user", "assistant")
