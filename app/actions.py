@@ -47,6 +47,7 @@ ACTIONS = (
     Action("app.images", "Images", "what is attached", "f4", "Images", "/image"),
     Action("new_conversation", "New chat", "an empty conversation", "ctrl+n", "New", "/new"),
     Action("app.conversations", "Open chat", "or rename, delete one", "ctrl+o", "Open", "/open"),
+    Action("sidebar", "Sidebar", "all chats beside this one", "ctrl+b", command="/chats"),
     Action("app.search", "Search", "in all chats", "f8,ctrl+shift+f", "", "/search"),
     Action("retitle", "Retitle", "the model writes the title", command="/retitle"),
     Action("cancel", "Stop", "end the reply, keep its part", "escape", "", "/stop"),

@@ -38,6 +38,7 @@ from ..events import (
 )
 from ..incoming import image_paths
 from ..text import inert
+from ..widgets.chat_list import ChatList
 from ..widgets.markdown import code_blocks
 from ..widgets.prompt import PromptInput
 from ..widgets.queue import QueuedMessages
@@ -66,6 +67,7 @@ class ChatScreen(Screen[None]):
         """The turn whose new version is in the prompt."""
         self._draft = ""
         """What was in the prompt before."""
+        self._sidebar = ChatList(self.controller)
         self._header = Header()
         self._transcript = Transcript(id="transcript")
         self._queue = QueuedMessages()
@@ -75,6 +77,7 @@ class ChatScreen(Screen[None]):
         self._meter = ContextMeter()
 
     def compose(self) -> ComposeResult:
+        yield self._sidebar
         yield self._header
         yield self._transcript
         with Vertical(id="composer"):
@@ -97,6 +100,7 @@ class ChatScreen(Screen[None]):
                 self._header.show_title(conversation.title)
                 self._end_edit()
                 await self._transcript.show(conversation)
+                await self._refresh_sidebar()
                 self._show_idle()
             case BranchShown(conversation):
                 await self._transcript.show_branch(conversation)
@@ -105,6 +109,7 @@ class ChatScreen(Screen[None]):
                     self._telemetry.show("Waiting for the engine")
             case TitleChanged(title):
                 self._header.show_title(title)
+                await self._refresh_sidebar()
             case TurnAdded(turn):
                 self._header.show_title(self.controller.conversation.title)
                 await self._transcript.add(turn)
@@ -123,6 +128,7 @@ class ChatScreen(Screen[None]):
                 if reply := self._transcript.reply(turn):
                     await reply.refresh_turn()
                 if turn.status != "streaming":
+                    await self._refresh_sidebar()
                     self._show_idle()
             case PromptRead(done, total):
                 self._telemetry.show_prefill(done, total)
@@ -309,6 +315,29 @@ class ChatScreen(Screen[None]):
     def _last(self, role: Role) -> Turn | None:
         turns = reversed(self.controller.conversation.turns)
         return next((turn for turn in turns if turn.role == role), None)
+
+    async def action_sidebar(self) -> None:
+        """Show the list of chats beside this one, or hide it; where there is no room it is a dialog."""
+        if not self.has_class("-wide"):
+            await self.app.run_action("conversations")
+        elif self.toggle_class("-sidebar").has_class("-sidebar"):
+            await self._sidebar.enter()
+        else:
+            self._prompt.focus()
+
+    @on(ChatList.Left)
+    def _sidebar_left(self) -> None:
+        self._prompt.focus()
+
+    @on(ChatList.Chosen)
+    async def _sidebar_chose(self, event: ChatList.Chosen) -> None:
+        await self.open_conversation(event.conversation_id, event.turn_id)
+        if event.turn_id is None:
+            self._prompt.focus()
+
+    async def _refresh_sidebar(self) -> None:
+        if self._sidebar.display:
+            await self._sidebar.fill()
 
     async def open_conversation(self, conversation_id: str, turn_id: str | None) -> None:
         """Show a conversation, with that turn selected."""

@@ -33,6 +33,7 @@ class ChatList(Vertical):
         Binding("d,delete", "delete", "Delete", show=False),
         Binding("u", "undo", "Undo", show=False),
         Binding("down", "leave_search", "To the list", show=False),
+        Binding("escape", "leave", "Back", show=False),
     ]
 
     @dataclass
@@ -41,6 +42,10 @@ class ChatList(Vertical):
 
         conversation_id: str
         turn_id: str | None
+
+    @dataclass
+    class Left(Message):
+        """The user is done with the list."""
 
     def __init__(self, controller: Controller) -> None:
         super().__init__()
@@ -59,9 +64,8 @@ class ChatList(Vertical):
         yield self._title
         yield self._keys
 
-    async def on_mount(self) -> None:
+    def on_mount(self) -> None:
         self._title.display = False
-        await self.fill()
 
     async def fill(self) -> None:
         """Read the list again; the cursor stays in its line."""
@@ -86,8 +90,10 @@ class ChatList(Vertical):
     def _say(self, text: str) -> None:
         self._keys.update(Content(text))
 
-    def focus_list(self) -> None:
-        self._options.focus()
+    async def enter(self, *, search: bool = False) -> None:
+        """Show the list as it is now, and take the focus."""
+        await self.fill()
+        (self._search if search else self._options).focus()
 
     def action_search(self) -> None:
         self._search.focus()
@@ -147,20 +153,20 @@ class ChatList(Vertical):
     async def _renamed(self, event: Input.Submitted) -> None:
         if isinstance(chosen := self._chosen, Summary) and event.value.strip():
             await self._controller.rename_conversation(chosen.id, event.value)
-        await self.leave()
+        await self.action_leave()
 
-    async def leave(self) -> bool:
-        """End what is being typed, the title or the search; False when there is nothing to end."""
+    async def action_leave(self) -> None:
+        """End what is being typed, the title or the search; else leave the list."""
         if self._title.display:
             self._title.display = False
         elif self._search.value:
             self._search.value = ""
         else:
-            return False
+            self.post_message(self.Left())
+            return
         self._options.focus()
         self._say(_KEYS)
         await self.fill()
-        return True
 
 
 def _entry(line: Summary | Hit) -> Content:

@@ -95,6 +95,28 @@ async def test_the_search_looks_at_titles_and_escape_ends_it(chat):
         assert says(c) == "Nothing is found."
 
 
+async def test_the_sidebar_opens_beside_the_chat_where_there_is_room(chat):
+    async with chat(size=(120, 30)) as c:
+        await c.ask("first question")
+        await c.pilot.press("ctrl+b")
+        await c.until(lambda: lines(c) == ["first question"])
+        await c.pilot.press("ctrl+n")
+        await c.until(lambda: c.shown() == [])
+        await c.pilot.press("enter")
+        await c.until(lambda: c.shown() == ["first question", "Fine."])
+        assert c.app.focused is c.prompt
+        await c.ask("more")
+        await c.pilot.press("ctrl+n")
+        await c.ask("second question")
+        await c.until(lambda: lines(c) == ["second question", "first question"])
+        await c.pilot.press("ctrl+b")
+        assert not c.app.screen.query_one(ChatList).display
+        assert c.app.focused is c.prompt
+        await c.pilot.resize_terminal(80, 24)
+        await c.pilot.press("ctrl+b")
+        await c.screen(ConversationsScreen)
+
+
 def test_snippets_are_inert_and_highlighted():
     content = _snippet(f"a\n{HIT_START}b\x1b[2J{HIT_END} [bold]c[/bold]")
     assert str(content) == "a b[2J [bold]c[/bold]"

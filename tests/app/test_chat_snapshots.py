@@ -78,6 +78,8 @@ def play(engine, state):
         ("conversations", LARGE, DARK),
         ("search", SMALL, DARK),
         ("search", LARGE, LIGHT),
+        ("sidebar", LARGE, DARK),
+        ("sidebar", LARGE, LIGHT),
         ("queue", SMALL, LIGHT),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value[0]}x{value[1]}",
@@ -127,6 +129,9 @@ def test_chat_looks_as_accepted(
             app.screen.query_one("#search", Input).cursor_blink = False
             await pilot.press(*"llam")
             await until(pilot, lambda: app.screen.query_one(OptionList).option_count == 3)
+        if state == "sidebar":
+            await pilot.press("ctrl+b")
+            await until(pilot, lambda: app.screen.query_one(OptionList).option_count == 1)
         if state == "queue":
             for text in ("And alpacas?", "Compare the two, please.\nIn a table.", "Thanks", "Bye"):
                 prompt.text = text
