@@ -19,6 +19,7 @@ from ..engine.events import Thinking, Usage
 from ..engine.request import Role
 from ..models.errors import UserError
 from . import tree
+from .instance import Instance
 
 Status = Literal["complete", "streaming", "stopped", "length", "error"]
 BUSY_TIMEOUT_S = 5.0
@@ -63,6 +64,8 @@ MIGRATIONS = (
     ALTER TABLE conversations ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE conversations ADD COLUMN deleted REAL;  -- when; NULL: it is not
     """,
+    # Which instance of the app writes the reply (see app/instance.py); only while its status is 'streaming'.
+    "ALTER TABLE messages ADD COLUMN owner TEXT",
     # The index refers to messages by rowid, which VACUUM may change: run 'rebuild' after one.
     """
     CREATE VIRTUAL TABLE search USING fts5(
@@ -187,8 +190,9 @@ class Database:
     another program for longer than BUSY_TIMEOUT_S.
     """
 
-    def __init__(self, connection: aiosqlite.Connection) -> None:
+    def __init__(self, connection: aiosqlite.Connection, instance: Instance | None) -> None:
         self._connection = connection
+        self._instance = instance
         self._writing = asyncio.Lock()  # one transaction at a time on the one connection
 
     @classmethod
@@ -207,17 +211,19 @@ class Database:
                 ) from None
         with _translated(path):
             connection = await aiosqlite.connect(path or ":memory:", timeout=busy_timeout_s)
-        database = cls(connection)
+        database = cls(connection, Instance(path) if path else None)
         try:
             with _translated(path):
                 await database._prepare()
         except BaseException:
-            await connection.close()
+            await database.close()
             raise
         return database
 
     async def close(self) -> None:
         await self._connection.close()
+        if self._instance is not None:
+            self._instance.close()
 
     async def _prepare(self) -> None:
         run = self._connection.execute
@@ -231,10 +237,16 @@ class Database:
             raise UserError(
                 "The conversations were written by a newer version of lite-llama-tui: install that one."
             )
-        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-            await self._connection.executescript(
-                f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;"
-            )
+        while version < len(MIGRATIONS):
+            try:
+                await self._connection.executescript(
+                    f"BEGIN IMMEDIATE; {MIGRATIONS[version]}; PRAGMA user_version = {version + 1}; COMMIT;"
+                )
+            except sqlite3.OperationalError:
+                await self._connection.rollback()
+                if await self._value("PRAGMA user_version") <= version:
+                    raise  # else another instance that starts now has done it in the meantime
+            version = await self._value("PRAGMA user_version")
 
     async def _value(self, sql: str) -> Any:
         async with self._connection.execute(sql) as cursor:
@@ -258,6 +270,7 @@ class Database:
                 "figures": json.dumps(asdict(turn.figures)) if turn.figures else None,
                 "created": turn.created,
                 "thinking": json.dumps(asdict(turn.thinking)) if turn.thinking.text else None,
+                "owner": self._instance.id if self._instance and turn.status == "streaming" else None,
             }
             for turn in turns
         ]
@@ -284,10 +297,12 @@ class Database:
                 },
             )
             await run.executemany(
-                "INSERT INTO messages VALUES (:id, :conversation_id, :parent_id, :position, :role, :content, "
-                ":status, :note, :figures, :created, :thinking) ON CONFLICT (id) DO UPDATE SET "
+                "INSERT INTO messages (id, conversation_id, parent_id, position, role, content, status, "
+                "note, figures, created, thinking, owner) VALUES (:id, :conversation_id, :parent_id, :position, "
+                ":role, :content, :status, :note, :figures, :created, :thinking, :owner) "
+                "ON CONFLICT (id) DO UPDATE SET "
                 "content = excluded.content, status = excluded.status, note = excluded.note, "
-                "figures = excluded.figures, thinking = excluded.thinking",
+                "figures = excluded.figures, thinking = excluded.thinking, owner = excluded.owner",
                 rows,
             )
 
@@ -406,14 +421,23 @@ class Database:
             await run.execute("DELETE FROM conversations WHERE deleted < ?", (time.time() - KEEP_DELETED_S,))
 
     async def recover(self) -> str | None:
-        """Mark replies that a crash cut off as stopped; returns the newest such conversation's id."""
+        """Mark replies that a crash cut off as stopped; returns the newest such conversation's id.
+
+        Replies that another running instance writes are left alone. Call it before any reply is started.
+        """
         with _translated():
             rows = await self._connection.execute_fetchall(
-                "SELECT conversation_id FROM messages WHERE status = 'streaming' ORDER BY created DESC"
+                "SELECT id, conversation_id, owner FROM messages WHERE status = 'streaming' "
+                "ORDER BY created DESC"
             )
+        alive = self._instance.others() if self._instance else set()
+        cut_off = [(turn_id, conversation) for turn_id, conversation, owner in rows if owner not in alive]
         async with self._transaction() as run:
-            await run.execute("UPDATE messages SET status = 'stopped' WHERE status = 'streaming'")
-        return next((row[0] for row in rows), None)
+            await run.executemany(
+                "UPDATE messages SET status = 'stopped', owner = NULL WHERE id = ? AND status = 'streaming'",
+                [(turn_id,) for turn_id, _ in cut_off],
+            )
+        return next((conversation for _, conversation in cut_off), None)
 
     @contextlib.asynccontextmanager
     async def _transaction(self) -> AsyncIterator[aiosqlite.Connection]:
