@@ -22,6 +22,8 @@ class Action:
     """The slash command."""
     anywhere: bool = False
     """Whether the palette offers it over other screens too."""
+    argument: str = ""
+    """What may follow the slash command, such as PATH; the action takes it as a string."""
     turn_keys: str = ""
     """The keys while a turn is selected; such an action is about that turn, else about the last it suits."""
 
@@ -49,6 +51,8 @@ ACTIONS = (
     Action("app.conversations", "Open chat", "or rename, delete one", "ctrl+o", "Open", "/open"),
     Action("sidebar", "Sidebar", "all chats beside this one", "ctrl+b", command="/chats"),
     Action("app.search", "Search", "in all chats", "f8,ctrl+shift+f", "", "/search"),
+    Action("export", "Export", "to .md, .jsonl, .html", command="/export", argument="PATH"),
+    Action("import", "Import", "an exported file", command="/import", argument="PATH"),
     Action("retitle", "Retitle", "the model writes the title", command="/retitle"),
     Action("cancel", "Stop", "end the reply, keep its part", "escape", "", "/stop"),
     Action("continue_reply", "Continue", "a reply that was cut off", "ctrl+g", "", "/continue"),
@@ -85,6 +89,10 @@ def key_name(key: str) -> str:
     return "+".join("?" if part == "question_mark" else part.capitalize() for part in key.split("+"))
 
 
-def slash_command(text: str) -> Action | None:
-    """The action that `text` names, None when it is no slash command."""
-    return next((action for action in ACTIONS if action.command and action.command == text.strip()), None)
+def slash_command(text: str) -> str | None:
+    """The action that `text` asks for, as Textual's `run_action` takes it; None when it is no command."""
+    command, _, argument = text.strip().partition(" ")
+    action = next((action for action in ACTIONS if action.command and action.command == command), None)
+    if action is None or (argument and not action.argument):
+        return None
+    return f"{action.name}({argument.strip()!r})" if argument else action.name

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..engine.events import Failed, Finished, Loaded, LoadFailed, LoadProgress, ModelInfo, Thinking
 from ..engine.request import GenerationRequest, Message
 from ..models.errors import UserError
-from . import tree
+from . import exchange, tree
 from .database import Conversation, Database, Hit, Summary, Turn
 from .events import (
     BranchShown,
@@ -269,6 +269,26 @@ class Controller:
         """Undo `delete_conversation`."""
         with contextlib.suppress(_Told):
             await self._attempt(self.database.restore(conversation_id))
+
+    async def export_conversation(self, path: Path | None) -> None:
+        """Write the conversation to a new file, by default a Markdown file in the current directory."""
+        conversation = self.conversation
+        if not conversation.turns:
+            await self._tell(Told("There is nothing to export yet."))
+            return
+        path = (path or Path(f"{exchange.file_name(conversation)}.md")).expanduser()
+        with contextlib.suppress(_Told):
+            await self._attempt(asyncio.to_thread(exchange.write, path, [conversation]))
+            await self._tell(Told(f"Exported to {path}.", "information"))
+
+    async def import_conversations(self, path: Path) -> None:
+        """Add the conversations of an exported file, and show the first of them."""
+        with contextlib.suppress(_Told):
+            imported = await self._attempt(asyncio.to_thread(exchange.read, path.expanduser()))
+            for conversation in imported:
+                await self._attempt(self.database.save(conversation, conversation.all_turns))
+            await self.open_conversation(imported[0].id)
+            await self._tell(Told(f"Imported from {path}.", "information"))
 
     async def retitle(self) -> None:
         """Have the model write the conversation's title."""

@@ -298,8 +298,9 @@ class Database:
             )
             await run.executemany(
                 "INSERT INTO messages (id, conversation_id, parent_id, position, role, content, status, "
-                "note, figures, created, thinking, owner) VALUES (:id, :conversation_id, :parent_id, :position, "
-                ":role, :content, :status, :note, :figures, :created, :thinking, :owner) "
+                "note, figures, created, thinking, owner) VALUES "
+                "(:id, :conversation_id, :parent_id, :position, :role, :content, :status, "
+                ":note, :figures, :created, :thinking, :owner) "
                 "ON CONFLICT (id) DO UPDATE SET "
                 "content = excluded.content, status = excluded.status, note = excluded.note, "
                 "figures = excluded.figures, thinking = excluded.thinking, owner = excluded.owner",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from textual import events, on, work
@@ -189,7 +190,7 @@ class ChatScreen(Screen[None]):
             self._notify_images()
         elif action := slash_command(event.text):
             event.prompt.text = ""
-            await self.run_action(action.name)
+            await self.run_action(action)
         elif self._edited is not None and self.controller.replying:
             self.notify(STILL_WRITING, severity="warning")
         elif edited := self._edited:
@@ -344,6 +345,15 @@ class ChatScreen(Screen[None]):
         turn = await self.controller.open_conversation(conversation_id, turn_id)
         if turn is not None:
             await self._transcript.select(turn)
+
+    async def action_export(self, path: str = "") -> None:
+        await self.controller.export_conversation(Path(path) if path else None)
+
+    async def action_import(self, path: str = "") -> None:
+        if path:
+            await self.controller.import_conversations(Path(path))
+        else:
+            self._prompt.show("/import ")
 
     @work
     async def action_retitle(self) -> None:
