@@ -29,6 +29,7 @@ from .events import (
     ModelFailed,
     ModelGone,
     ModelLoading,
+    ModelOffered,
     ModelReady,
     PromptReturned,
     PromptsKnown,
@@ -39,6 +40,7 @@ from .events import (
     TurnChanged,
 )
 from .incoming import title_of
+from .overrides import parse
 from .replies import Inbox, Refused, follow
 from .titles import title_from, title_request
 
@@ -144,6 +146,19 @@ class Controller:
     async def _tell_shown(self) -> None:
         await self._tell(ConversationShown(self.conversation))
         await self._tell_queue()
+        await self._offer_model()
+
+    async def _offer_model(self) -> None:
+        """Tell whether the conversation's own model is there, but another or none is loaded."""
+        name = self.conversation.model
+        other = bool(name) and not self.loading and name != self.model_name
+        there = other and await asyncio.to_thread((self.models_dir / name).is_dir)
+        await self._tell(ModelOffered(name if there else None))
+
+    async def use_own_model(self) -> None:
+        """Load the model that the conversation was last with."""
+        if self.conversation.model and self.conversation.model != self.model_name:
+            await self.load_model(self.conversation.model)
 
     async def start_engine(self) -> EngineThread:
         """The engine, brought up on first use; that takes seconds and happens on another thread."""
@@ -215,6 +230,7 @@ class Controller:
             await self._tell(ModelGone())
         else:
             await self._tell(ModelReady(self.model_name, self.model))
+            await self._offer_model()
             self._count_soon()
 
     # Settings and draft
@@ -225,6 +241,33 @@ class Controller:
             self.conversation.system_prompt = settings.system_prompt
         self.settings = settings
         self._count_soon()
+
+    async def override(self, text: str) -> None:
+        """Take a setting for this conversation alone, as `/set` is followed by; empty: tell those it has."""
+        overrides = self.conversation.overrides
+        if text:
+            try:
+                name, value = parse(text)
+            except UserError as error:
+                await self._tell(Told(str(error)))
+                return
+            overrides.pop(name, None)
+            overrides |= {} if value is None else {name: value}
+            await self._save_head()
+        own = ", ".join(f"{name} {value}" for name, value in overrides.items())
+        await self._tell(Told(f"In this chat: {own or 'as in the settings'}.", "information"))
+
+    async def set_system_prompt(self, text: str) -> None:
+        """Tell the model something else ahead of this conversation alone."""
+        self.conversation.system_prompt = text
+        await self._save_head()
+        self._count_soon()
+        what = f"The system prompt of this chat is: {text}" if text else "This chat has no system prompt."
+        await self._tell(Told(what, "information"))
+
+    async def _save_head(self) -> None:
+        if self.conversation.turns:  # else it is saved with its first turn
+            await self._save(self.conversation, [])
 
     def set_draft(self, text: str) -> None:
         """What the input holds, counted with the conversation's tokens."""
@@ -515,15 +558,16 @@ class Controller:
             elif self.engine is None or self.model is None:
                 raise Refused("The model could not be loaded: choose another with F3.")
             else:
-                conversation.model = self.model.name
-                params = self.settings.sampling_params(self.model.defaults)
+                conversation.model = self.model_name or self.model.name
+                settings = self.settings.model_copy(update=conversation.overrides)
+                params = settings.sampling_params(self.model.defaults)
                 conversation.settings = asdict(params)
                 begun = [Message("assistant", reply.text, reply.thinking.text)] if reply.has_begun else []
                 request = GenerationRequest(
                     (*self._messages(conversation.turns[:-1]), *begun),
                     params,
                     continue_last=bool(begun),
-                    thinking=self.settings.think,
+                    thinking=settings.think,
                 )
                 inbox = Inbox()
                 self._request_id = self.engine.submit(request, inbox.sink)

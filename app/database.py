@@ -66,6 +66,8 @@ MIGRATIONS = (
     """,
     # Which instance of the app writes the reply (see app/instance.py); only while its status is 'streaming'.
     "ALTER TABLE messages ADD COLUMN owner TEXT",
+    # JSON: the settings that the conversation has for itself.
+    "ALTER TABLE conversations ADD COLUMN overrides TEXT NOT NULL DEFAULT '{}'",
     # The index refers to messages by rowid, which VACUUM may change: run 'rebuild' after one.
     """
     CREATE VIRTUAL TABLE search USING fts5(
@@ -133,6 +135,8 @@ class Conversation:
     all_turns: list[Turn] = field(default_factory=list)
     queue: list[str] = field(default_factory=list)
     """Messages that are to be sent once the reply has ended."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Settings by name that count here instead of the user's general ones."""
 
     def __post_init__(self) -> None:
         if not self.all_turns:
@@ -277,12 +281,13 @@ class Database:
         async with self._transaction() as run:
             await run.execute(
                 "INSERT INTO conversations "
-                "(id, title, created, updated, model, settings, system_prompt, leaf_id, queue) VALUES "
-                "(:id, :title, :created, :updated, :model, :settings, :system_prompt, :leaf_id, :queue) "
+                "(id, title, created, updated, model, settings, system_prompt, leaf_id, queue, overrides) "
+                "VALUES (:id, :title, :created, :updated, :model, :settings, :system_prompt, :leaf_id, "
+                ":queue, :overrides) "
                 "ON CONFLICT (id) DO UPDATE SET "
                 "title = excluded.title, updated = excluded.updated, model = excluded.model, "
                 "settings = excluded.settings, system_prompt = excluded.system_prompt, "
-                "leaf_id = excluded.leaf_id, queue = excluded.queue, "
+                "leaf_id = excluded.leaf_id, queue = excluded.queue, overrides = excluded.overrides, "
                 "deleted = NULL",  # what is still written to is wanted, in this window or in another
                 {
                     "id": conversation.id,
@@ -294,6 +299,7 @@ class Database:
                     "system_prompt": conversation.system_prompt,
                     "leaf_id": _leaf_id(conversation),
                     "queue": json.dumps(conversation.queue),
+                    "overrides": json.dumps(conversation.overrides),
                 },
             )
             await run.executemany(
@@ -327,7 +333,7 @@ class Database:
         """Read a conversation with all its turns. Raises UserError when there is none of that id."""
         with _translated():
             cursor = await self._connection.execute(
-                "SELECT title, created, model, settings, system_prompt, leaf_id, queue "
+                "SELECT title, created, model, settings, system_prompt, leaf_id, queue, overrides "
                 "FROM conversations WHERE id = ?",
                 (conversation_id,),
             )
@@ -339,7 +345,7 @@ class Database:
             )
         if found is None:
             raise UserError("That conversation is no longer there: choose another.")
-        title, created, model, settings, system_prompt, leaf_id, queue = found
+        title, created, model, settings, system_prompt, leaf_id, queue, overrides = found
         turns = [
             Turn(role, content, status, note, _figures(figures), turn_id, when, _thinking(thinking), parent)
             for role, content, status, note, figures, turn_id, when, thinking, parent in rows
@@ -353,6 +359,7 @@ class Database:
             created=created,
             all_turns=turns,
             queue=json.loads(queue),
+            overrides=json.loads(overrides),
         )
         if turns:
             conversation.show(next((turn for turn in turns if turn.id == leaf_id), turns[-1]))

@@ -92,6 +92,13 @@ class PromptsKnown:
 
 
 @dataclass(frozen=True)
+class ModelOffered:
+    """The conversation was last with this other model, which is there; None: nothing to offer."""
+
+    name: str | None
+
+
+@dataclass(frozen=True)
 class ModelLoading:
     name: str
     done: int
@@ -146,6 +153,7 @@ ControllerEvent = (
     | PromptReturned
     | QueueChanged
     | PromptsKnown
+    | ModelOffered
     | ModelLoading
     | ModelReady
     | ModelFailed

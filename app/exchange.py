@@ -20,6 +20,8 @@ from pydantic import TypeAdapter, ValidationError
 from ..models.errors import UserError
 from .database import Conversation, Turn
 from .incoming import title_of
+from .overrides import NAMES
+from .settings import invalid
 from .text import inert, one_line
 
 FORMATS = (".jsonl", ".md", ".html")
@@ -133,6 +135,8 @@ def _from_dict(values: dict[str, object]) -> Conversation:
         turn.id, turn.parent_id = fresh.id, new[turn.parent_id]
         if turn.status == "streaming":
             turn.status = "stopped"
+    if set(read.overrides) - set(NAMES) or invalid(read.overrides):
+        raise ValueError("wrong settings")
     if not read.all_turns:
         raise ValueError("no turns")
     read.id = Conversation().id

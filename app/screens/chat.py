@@ -9,8 +9,9 @@ from textual import events, on, work
 from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
+from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, TextArea
+from textual.widgets import Footer, Static, TextArea
 
 from ...engine.request import Role
 from ...models.errors import UserError
@@ -26,6 +27,7 @@ from ..events import (
     ModelFailed,
     ModelGone,
     ModelLoading,
+    ModelOffered,
     ModelReady,
     PromptRead,
     PromptReturned,
@@ -38,7 +40,7 @@ from ..events import (
     TurnChanged,
 )
 from ..incoming import image_paths
-from ..text import inert
+from ..text import inert, one_line
 from ..widgets.chat_list import ChatList
 from ..widgets.markdown import code_blocks
 from ..widgets.prompt import PromptInput
@@ -71,6 +73,8 @@ class ChatScreen(Screen[None]):
         self._sidebar = ChatList(self.controller)
         self._header = Header()
         self._transcript = Transcript(id="transcript")
+        self._offer = Static(id="offer", markup=False)
+        self._offer.display = False
         self._queue = QueuedMessages()
         self._prompt = PromptInput()
         self._telemetry = Telemetry()
@@ -82,6 +86,7 @@ class ChatScreen(Screen[None]):
         yield self._header
         yield self._transcript
         with Vertical(id="composer"):
+            yield self._offer
             yield self._queue
             yield self._prompt
             with Horizontal(id="status"):
@@ -142,6 +147,11 @@ class ChatScreen(Screen[None]):
             case QueueChanged(messages, paused):
                 self._prompt.queued = bool(messages)
                 self._queue.show(messages, paused)
+            case ModelOffered(name):
+                offer = "[@click=screen.use_own_model]use it again[/] Ctrl+L"
+                text = Content(f"This chat was with {one_line(name or '')}   ") + Content.from_markup(offer)
+                self._offer.update(text)
+                self._offer.display = name is not None
             case ContextUsed(used, limit):
                 self._meter_label.show(used, limit)
                 self._meter.show(used, limit)
@@ -345,6 +355,18 @@ class ChatScreen(Screen[None]):
         turn = await self.controller.open_conversation(conversation_id, turn_id)
         if turn is not None:
             await self._transcript.select(turn)
+
+    async def action_override(self, text: str = "") -> None:
+        await self.controller.override(text)
+
+    async def action_system_prompt(self, text: str = "") -> None:
+        if text:
+            await self.controller.set_system_prompt(text)
+        else:
+            self._prompt.show(f"/system {self.controller.conversation.system_prompt}")
+
+    async def action_use_own_model(self) -> None:
+        await self.controller.use_own_model()
 
     async def action_export(self, path: str = "") -> None:
         await self.controller.export_conversation(Path(path) if path else None)

@@ -149,3 +149,27 @@ async def test_the_model_writes_the_title_when_asked(chat, engine):
 )
 def test_a_title_is_taken_from_the_answer(answer, title):
     assert title_from(answer) == title
+
+
+async def test_a_reopened_chat_offers_its_model(chat, engine, make_model):
+    make_model("other")
+    async with chat(settings='model = "tiny"\n') as c:
+        await c.ask("first")
+        await c.app.controller.load_model("other")
+        await c.until(lambda: c.app.screen.query_one("#offer").display)
+        assert c.text_of("#offer") == "This chat was with tiny   use it again Ctrl+L"
+        await c.pilot.press("ctrl+l")
+        await c.until(lambda: c.app.controller.model_name == "tiny" and not c.app.controller.loading)
+        await c.until(lambda: not c.app.screen.query_one("#offer").display)
+
+
+async def test_a_chat_has_settings_of_its_own(chat, engine):
+    async with chat() as c:
+        await c.send("/set top-p 0.5")
+        await c.until(lambda: "In this chat: top_p 0.5." in c.notices())
+        await c.send("/system Speak like a pirate.")
+        await c.ask("Hi")
+        assert engine.requests[-1].params.top_p == 0.5
+        assert engine.requests[-1].messages[0].content == "Speak like a pirate."
+        await c.send("/system")
+        assert c.prompt.text == "/system Speak like a pirate."

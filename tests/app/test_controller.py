@@ -18,6 +18,7 @@ from lite_llama.app.events import (
     ModelFailed,
     ModelGone,
     ModelLoading,
+    ModelOffered,
     ModelReady,
     PromptReturned,
     QueueChanged,
@@ -716,3 +717,61 @@ async def test_during_a_reply_branches_stay_as_they_are(desk, engine):
     assert [told.text for told in desk.of(Told)] == [module.STILL_WRITING] * 3
     await desk.controller.cancel()
     assert texts(desk.controller.conversation.turns)[:3] == ["a", "2", "b"]
+
+
+# A conversation's own model and settings
+
+
+async def test_own_settings_count_in_their_conversation_alone(desk, engine):
+    await desk.controller.override("temperature 0.25")
+    await desk.controller.override("thinking off")
+    await desk.controller.set_system_prompt("Be a pirate.")
+    await ask(desk, engine, "a", "1")
+    assert engine.requests[-1].params.temperature == 0.25
+    assert engine.requests[-1].thinking is False
+    assert engine.requests[-1].messages[0] == Message("system", "Be a pirate.")
+    own = desk.controller.conversation.id
+    await desk.controller.new_conversation()
+    await ask(desk, engine, "b", "2")
+    assert engine.requests[-1].params.temperature == 0.7
+    assert engine.requests[-1].messages[0].role == "user"
+    await desk.controller.open_conversation(own)
+    await desk.controller.override("temperature default")
+    assert (await desk.stored()).overrides == {"thinking": "off"}
+    assert desk.of(Told)[-1].text == "In this chat: thinking off."
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("temperature 9", "temperature must be a number from 0 to 2"),
+        ("device cpu", "A chat can set temperature, top_p"),
+    ],
+)
+async def test_a_wrong_setting_is_told(desk, text, sentence):
+    await desk.controller.override(text)
+    assert desk.of(Told)[-1].text.startswith(sentence)
+    assert desk.controller.conversation.overrides == {}
+
+
+async def test_a_reopened_conversation_offers_its_model(desk, engine, make_model):
+    make_model("tiny")
+    make_model("other")
+    await ask(desk, engine, "a", "1")
+    first = desk.controller.conversation.id
+    await desk.controller.load_model("other")
+    await desk.until(lambda: desk.of(ModelReady)[-1].name == "other")
+    await desk.controller.new_conversation()
+    assert desk.of(ModelOffered)[-1] == ModelOffered(None)
+    await desk.controller.open_conversation(first)
+    assert desk.of(ModelOffered)[-1] == ModelOffered("tiny")
+    await desk.controller.use_own_model()
+    await desk.until(lambda: desk.of(ModelReady)[-1].name == "tiny")
+    await desk.until(lambda: desk.of(ModelOffered)[-1] == ModelOffered(None))
+
+
+async def test_a_model_that_is_gone_is_not_offered(desk, engine):
+    await ask(desk, engine, "a", "1")
+    desk.controller.model_name = "other"
+    await desk.controller.open_conversation(desk.controller.conversation.id)
+    assert desk.of(ModelOffered)[-1] == ModelOffered(None)

@@ -99,6 +99,7 @@ DAMAGED = {
     "a list": lambda good: [],
     "empty": lambda good: {},
     "another format": lambda good: good | {"format": 2},
+    "wrong settings": lambda good: good | {"overrides": {"temperature": 9}},
     "no turns": lambda good: good | {"all_turns": []},
     "another role": lambda good: good | {"all_turns": [{"role": "king", "text": "x"}]},
     "a cycle": cycle,
