@@ -20,6 +20,7 @@ from ..models.errors import UserError
 from ..models.units import format_bytes, format_count
 from . import log
 from .bench.cli import bench
+from .chats import chats
 from .interrupt import lasting_interrupt, on_interrupt
 from .library import NO_MODEL, find, last_speed, not_converted, remember_speed, scan
 from .paths import HOME_VARIABLE, Paths
@@ -61,6 +62,7 @@ app = typer.Typer(
 )
 models = typer.Typer(help="List, find, rename, remove and check models.")
 app.add_typer(models, name="models")
+app.add_typer(chats, name="chats")
 app.add_typer(bench, name="bench")
 
 

@@ -20,18 +20,11 @@ from textual.screen import Screen
 from ..engine.events import Usage
 from ..models.errors import UserError
 from ..models.units import format_bytes
+from . import clipboard
 from .actions import ACTIONS
-from .controller import (
-    INTERNAL_ERROR,
-    CannotSee,
-    Controller,
-    ControllerEvent,
-    ModelFailed,
-    ModelReady,
-    Told,
-    TurnChanged,
-)
+from .controller import INTERNAL_ERROR, Controller
 from .database import Turn, open_or_replace
+from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told, TurnChanged
 from .library import remember_speed, scan
 from .paths import Paths
 from .screens.chat import ChatScreen
@@ -156,6 +149,10 @@ class LiteLlamaApp(App[None]):
     async def on_unmount(self) -> None:
         await self.controller.close()  # whatever ended the app: the database's thread has to end too
 
+    def copy_to_clipboard(self, text: str) -> None:
+        super().copy_to_clipboard(text)
+        self.run_worker(partial(clipboard.copy, text), thread=True)
+
     # What the controller tells
 
     async def _told(self, event: ControllerEvent) -> None:
@@ -213,6 +210,11 @@ class LiteLlamaApp(App[None]):
     async def _delete_model(self, name: str) -> None:
         from ..converter import remove
 
+        if self.controller.loading:
+            await self._told(
+                Told("A model is being loaded: wait, or stop it with Esc, before you delete one.")
+            )
+            return
         if self.controller.model and self.controller.model.name == name:
             await self.controller.unload()
         try:
@@ -263,9 +265,16 @@ class LiteLlamaApp(App[None]):
 
     @work(group="dialog", exclusive=True)
     async def action_conversations(self) -> None:
-        chosen = await self.push_screen_wait(ConversationsScreen(self.controller))
+        await self._choose_conversation(search=False)
+
+    @work(group="dialog", exclusive=True)
+    async def action_search(self) -> None:
+        await self._choose_conversation(search=True)
+
+    async def _choose_conversation(self, *, search: bool) -> None:
+        chosen = await self.push_screen_wait(ConversationsScreen(self.controller, search=search))
         if chosen is not None:
-            await self.controller.open_conversation(chosen)
+            await self._chat.open_conversation(chosen.conversation_id, chosen.turn_id)
 
     @work(group="dialog", exclusive=True)
     async def action_settings(self) -> None:
