@@ -164,8 +164,8 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         #dialog {
             width: 96%;
             max-width: 96;
-            height: auto;
-            max-height: 96%;
+            height: 96%;
+            max-height: 32;
             background: $surface;
             border: round $primary 60%;
             border-title-color: $text-primary;
@@ -174,9 +174,10 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         #filter { margin: 0 2 1 2; width: 1fr; padding: 0 1 !important; background: $foreground 7%; }
         #filter:focus { background: $primary 25%; }
         #models {
-            height: auto;
-            max-height: 1fr;
+            height: 1fr;
             margin: 0 1;
+            text-wrap: nowrap;
+            text-overflow: ellipsis;
             background: $surface;
             scrollbar-size-vertical: 1;
             scrollbar-background: $surface;
@@ -282,7 +283,6 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         names = [option.id for option in found]
         if found:
             self._list.highlighted = names.index(chosen) if chosen in names else 0
-        self._list.display = bool(found)
         if not found:
             self._note(
                 f"No model matches {wanted!r}." if options else "There is no model yet: press a to add one."
@@ -317,15 +317,15 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
             parts.append((f"fits{limit}", "") if fit.fits else ("does not fit", "$text-error"))
         if speed := last_speed(model.path):
             parts.append((f"{speed:.1f} tok/s", ""))
-        figures = [
+        if model.config.vision:
+            parts.append(("sees images", ""))
+        figures = (
             manifest.family,
             format_count(manifest.parameter_count),
             manifest.dtype,
             format_bytes(model.size),
             f"context {model.config.max_position:,}",
-        ]
-        if model.config.vision:
-            figures.append("sees images")
+        )
         mark = ("● ", "$text-success") if name == self._current else ("  ", "")
         state = [item for part in parts for item in (("  ", ""), part)]
         return Content.assemble(

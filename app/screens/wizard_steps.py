@@ -133,7 +133,17 @@ class ChooseStep(Step):
 
     DEFAULT_CSS = """
     ChooseStep {
-        OptionList { background: $surface; margin: 1 0; }
+        OptionList {
+            height: auto;
+            max-height: 78%;  /* the input below stays in view */
+            margin: 1 0;
+            background: $surface;
+            text-wrap: nowrap;
+            text-overflow: ellipsis;
+            scrollbar-size-vertical: 1;
+            scrollbar-background: $surface;
+            scrollbar-color: $foreground 25%;
+        }
         OptionList:focus { background-tint: $foreground 0%; }
         OptionList > .option-list--option { padding: 0 1; }
         OptionList > .option-list--option-highlighted, OptionList:focus > .option-list--option-highlighted {

@@ -48,7 +48,7 @@ def screen(paths: Paths, engine: Any) -> Callable[..., ModelScreen]:
 
 def listed(app: Any) -> list[str]:
     options = app.screen.query_one("#models", OptionList)
-    return [str(option.prompt) for option in options.options] if options.display else []
+    return [str(option.prompt) for option in options.options]
 
 
 def note(app: Any) -> str:
@@ -102,6 +102,19 @@ async def test_without_models_it_says_what_to_do(host: Any, screen: Any, paths: 
         await pilot.pause()
         assert note(app) == "There is no model yet: press a to add one."
         await pilot.press("enter", "d", "a")
+    assert app.results == [ModelChoice("add")]
+
+
+async def test_the_buttons_stay_in_view_whatever_the_list_is(
+    host: Any, screen: Any, make_model: Make, until: Any
+):
+    for number in range(30):
+        make_model(f"m{number:02}")
+    app = host(screen(None))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("end")
+        assert app.screen.query_one("#models").region.bottom <= app.screen.query_one("#buttons").region.y
+        assert await pilot.click("#add")
     assert app.results == [ModelChoice("add")]
 
 

@@ -604,6 +604,17 @@ async def picture_choose(pilot: Any, script: Script, until: Any) -> None:
     await until(pilot, lambda: is_error(pilot.app))
 
 
+async def picture_found(pilot: Any, script: Script, until: Any) -> None:
+    found = [
+        Local(f"/shelf/{size}", f"Llama-3.2-{size}", "Llama", size * 10**9, f"meta/Llama-3.2-{size}B", "c")
+        for size in range(1, 5)
+    ]
+    pilot.app.screen.query_one("#choose").offer(found)
+    await until(pilot, lambda: "92.9 MB" in choices(pilot.app))
+    await choose(pilot, "hub", "org/nothing")  # the note and the input are in view whatever the list is
+    await until(pilot, lambda: is_error(pilot.app))
+
+
 async def picture_check(pilot: Any, script: Script, until: Any) -> None:
     await choose(pilot, "hub", "Qwen/Qwen3-0.6B")
     await until(pilot, lambda: step(pilot.app) == "check")
@@ -632,11 +643,13 @@ async def picture_try(pilot: Any, script: Script, until: Any) -> None:
     ("size", "theme", "picture"),
     [
         ((80, 24), "lite-llama-dark", picture_choose),
+        ((80, 24), "lite-llama-light", picture_found),
+        ((160, 48), "lite-llama-dark", picture_found),
         ((80, 24), "lite-llama-light", picture_check),
         ((80, 24), "lite-llama-dark", picture_convert),
         ((160, 48), "lite-llama-light", picture_try),
     ],
-    ids=["choose", "check", "convert", "try"],
+    ids=["choose", "found-small", "found-large", "check", "convert", "try"],
 )
 def test_looks_right(
     host: Any,
