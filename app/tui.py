@@ -21,7 +21,7 @@ from ..engine.events import Usage
 from ..models.errors import UserError
 from ..models.units import format_bytes
 from . import clipboard
-from .actions import ACTIONS
+from .actions import ACTIONS, key_name
 from .controller import INTERNAL_ERROR, Controller
 from .database import Turn, open_or_replace
 from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told, TurnChanged
@@ -162,11 +162,10 @@ class LiteLlamaApp(App[None]):
             case ModelFailed(_, message):
                 self.notify(message, title="The model was not loaded", severity="error", markup=False)
                 self.action_models()
-            case TurnChanged(Turn(status="complete" | "length", figures=Usage(decode_tokens_per_s=rate))) if (
-                rate
-            ):
-                if name := self.controller.model_name:
-                    await asyncio.to_thread(remember_speed, self.paths.models / name, rate)
+            case TurnChanged(Turn(status=status, figures=Usage(decode_tokens_per_s=rate))):
+                # Without a model, a reply that waited for one was stopped: the figures are older.
+                if status != "streaming" and rate and (model := self.controller.model):
+                    await asyncio.to_thread(remember_speed, self.paths.models / model.name, rate)
             case CannotSee():
                 self.action_seeing_models()
             case ModelReady(name) if name != self.settings.model:
@@ -312,6 +311,13 @@ class LiteLlamaApp(App[None]):
     # The command palette
 
     def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
+        if screen is not self._chat:  # what the keys of a dialog do
+            for binding in screen.BINDINGS:
+                if isinstance(binding, Binding) and binding.description:
+                    keys = " ".join(map(key_name, binding.key.split(",")))
+                    yield SystemCommand(
+                        binding.description, f"Key {keys}", partial(screen.run_action, binding.action)
+                    )
         for action in ACTIONS:
             if screen is self._chat or action.anywhere:
                 yield SystemCommand(

@@ -9,7 +9,8 @@ A conversion writes into a hidden directory beside the models and renames it int
 
 A conversion that was stopped or killed leaves its part for a week, and the next one of the same source under
 the same name takes it over. What it trusts is a checksum: the first `done` bytes of the weights must have
-the digest that was written down when they were on the disk.
+the digest that was written down. So nothing has to wait for the disk meanwhile: what a power cut kept from
+getting there is found out, and converted again.
 """
 
 from __future__ import annotations
@@ -91,8 +92,7 @@ class Staging:
                 path.unlink()
 
     def keep(self, part: Part) -> None:
-        """Write down how far it came; from now on a stop leaves the directory. Flushes the weights first."""
-        _fsync(self.directory / WEIGHTS)
+        """Write down how far it came; from now on a stop leaves the directory."""
         new = self._root / f"{_PART}.new"
         new.write_text(json.dumps(asdict(part)), encoding="utf-8")
         new.replace(self._root / _PART)

@@ -152,6 +152,20 @@ async def test_the_model_in_use_is_unloaded_before_it_is_deleted(running: Any, e
         await r.until(lambda: "alpha" in r.header())
 
 
+async def test_the_palette_has_what_the_manager_can_do(running: Any, engine: Any):
+    async with running() as r:
+        await r.manager()
+        commands = {command.title: command for command in r.app.get_system_commands(r.app.screen)}
+        assert commands["Rename"].help == "Key R"
+        assert {"Add", "Verify", "Delete", "Close", "Quit"} <= set(commands)
+        await r.pilot.press("ctrl+p")
+        await r.until(lambda: not isinstance(r.app.screen, ModelScreen))
+        await r.pilot.press(*"rename")
+        await r.until(lambda: r.app.screen.query_one(OptionList).option_count)
+        await r.pilot.press("enter")
+        await r.screen(NameScreen)
+
+
 async def test_the_speed_of_the_last_reply_is_listed(running: Any, engine: Any, paths: Any):
     engine.reply("a", "b", "c")
     async with running() as r:
