@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -174,19 +175,21 @@ class Inbox:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._events: list[Event] = []
+        self._events: deque[Event] = deque()
         self._any = asyncio.Event()
         self._last = asyncio.Event()
 
     def sink(self, event: Event) -> None:
-        """Called on the engine's thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the app is gone
-            self._loop.call_soon_threadsafe(self._receive, event)
-
-    def _receive(self, event: Event) -> None:
+        """Called on the engine's thread. The loop is woken for a batch's first event, and for the last."""
         self._events.append(event)
+        last = isinstance(event, Finished | Failed | Loaded | LoadFailed)
+        if last or len(self._events) == 1:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the app is gone
+                self._loop.call_soon_threadsafe(self._wake, last)
+
+    def _wake(self, last: bool) -> None:
         self._any.set()
-        if isinstance(event, Finished | Failed | Loaded | LoadFailed):
+        if last:
             self._last.set()
 
     async def batches(self) -> AsyncIterator[list[Event]]:
@@ -194,8 +197,11 @@ class Inbox:
         while True:
             await self._any.wait()
             self._any.clear()
-            events, self._events = self._events, []
-            yield events
+            events = []
+            while self._events:  # to the last: what comes when there is none wakes the loop again
+                events.append(self._events.popleft())
+            if events:
+                yield events
             if self._last.is_set() and not self._events:
                 return
             with contextlib.suppress(TimeoutError):

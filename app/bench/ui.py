@@ -8,6 +8,7 @@ be measured.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import statistics
@@ -32,6 +33,8 @@ START_S = 300.0
 """How long a model may take to load and to be measured without the app."""
 ANSWER_S = 30.0
 """How much longer than it should a reply may take, and how long the app may take to answer a key."""
+SHORTEST_S = 4.0
+"""Replies that would be over before are repeated: what the app needs to begin would count for too much."""
 LONGEST_S = 60.0
 """Replies that take longer are left out: they say nothing that shorter ones at this rate do not."""
 SETTLE_S = 1.0
@@ -59,11 +62,15 @@ def _measure_app(rates: list[float], turns: int, tell: Tell) -> Report:
     with _app(None, tell) as app:
         for each in rates:
             for name, text in REPLIES.items():
-                if (ideal := len(tokens(text)) / each) <= LONGEST_S:
+                times = math.ceil(SHORTEST_S * each / len(tokens(text)))
+                ideal = len(tokens(text * times + END)) / each
+                if ideal <= LONGEST_S:
                     tell(f"{name} at {each:g} tokens/s")
                     app.new_chat()
-                    typed = app.ask(f"{each:g} {name}", END, ideal)
-                    rows.append({"reply": name, "tokens_per_s": each, "ideal_s": ideal} | typed)
+                    typed = app.ask(f"{each:g} {times} {name}", END, ideal)
+                    rows.append(
+                        {"reply": name, "times": times, "tokens_per_s": each, "ideal_s": ideal} | typed
+                    )
         tell(f"A conversation of {turns} turns")
         rows.append(app.converse(turns))
     known = facts("ui", None, device=_processor(), dtype=None, terminal=f"{COLUMNS}x{LINES}")
@@ -154,7 +161,7 @@ class _App:
         assert finished is not None
         return {
             "wall_s": finished - start,
-            "stall_s": max((line["late_s"] for line in self.record("late_s", start)), default=0.0),
+            **self.stall(start),
             "echo_s": percentiles(echoes) | {"worst": max(echoes), "keys": len(echoes)},
             "written_bytes": len(terminal.output) - mark,
             "rss_mb": [self.rss_mb()],
@@ -173,8 +180,16 @@ class _App:
         return {
             "reply": f"{turns} turns",
             "wall_s": time.monotonic() - start,
-            "stall_s": max((line["late_s"] for line in self.record("late_s", start)), default=0.0),
+            **self.stall(start),
             "rss_mb": memory,
+        }
+
+    def stall(self, since: float) -> Row:
+        """The longest time that the event loop took for one thing, and how much of it it was computing."""
+        worst = max(self.record("late_s", since), key=lambda line: line["late_s"], default=None)
+        return {
+            "stall_s": worst["late_s"] if worst else 0.0,
+            "stall_busy_s": worst["busy_s"] if worst else 0.0,
         }
 
     def rss_mb(self) -> float:

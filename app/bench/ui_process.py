@@ -34,13 +34,13 @@ from ...engine.events import (
 )
 from ...engine.no_tokenizer import NoTokenizer
 from ...engine.request import GenerationRequest, Message, SamplingParams
-from ...engine.thread import EngineThread, LoadOptions, Sink
+from ...engine.thread import EngineThread, LoadOptions, Sink, settle
 from ...models.checkpoint import Checkpoint
 from ...models.errors import UserError
 from .. import tui
 from ..paths import Paths
 from .subject import Subject
-from .ui_replies import REPLIES, tokens, turn
+from .ui_replies import END, REPLIES, tokens, turn
 
 BEAT_S = 0.005
 LATE_S = 0.01
@@ -67,19 +67,22 @@ class Record:
 
 
 async def beat(record: Record) -> None:
-    """Wake up every BEAT_S and record when that comes late: for so long, nothing else had its turn."""
+    """Wake up every BEAT_S and record when that comes late: for so long, nothing else had its turn.
+
+    How much of it this thread was computing is recorded too; the rest it waited for others.
+    """
     while True:
-        before = time.monotonic()
+        before, busy = time.monotonic(), time.thread_time()
         await asyncio.sleep(BEAT_S)
         now = time.monotonic()
         if now - before > LATE_S:
-            record.write(late_at=now, late_s=now - before - BEAT_S)
+            record.write(late_at=now, late_s=now - before - BEAT_S, busy_s=time.thread_time() - busy)
 
 
 class Scripted(EngineThread):
     """Plays the replies of ui_replies.py at a steady rate, never mind how fast they are taken.
 
-    A question is `<rate> <reply>`, or `turn <number>` for one of a long conversation, which comes at once.
+    A question is `<rate> <times> <reply>`, or `turn <number>` for one of many, which comes at once.
     """
 
     def __init__(self) -> None:
@@ -92,6 +95,7 @@ class Scripted(EngineThread):
         return ModelInfo("scripted", "none", 0, "cpu", "CPU", "none", 1 << 20, 1 << 16, 0, 0, "none", {})
 
     def load(self, options: LoadOptions, sink: Sink) -> None:
+        settle()
         sink(Loaded(self.model))
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
@@ -99,11 +103,13 @@ class Scripted(EngineThread):
 
     def submit(self, request: GenerationRequest, sink: Sink) -> int:
         self._ids += 1
-        rate, _, name = request.messages[-1].content.partition(" ")
-        if rate == "turn":
-            pieces, each_s = tokens(turn(int(name))), 0.0
-        else:
-            pieces, each_s = tokens(REPLIES[name]), 1 / float(rate)
+        match request.messages[-1].content.split(" ", 2):
+            case ["turn", number]:
+                pieces, each_s = tokens(turn(int(number))), 0.0
+            case [rate, times, name]:
+                pieces, each_s = tokens(REPLIES[name] * int(times) + END), 1 / float(rate)
+            case other:
+                raise ValueError(f"the script has no answer to {other}")
         prompt = self.count_tokens(request.messages)
         threading.Thread(
             target=self._play, args=(self._ids, pieces, each_s, prompt, sink), daemon=True
@@ -158,6 +164,7 @@ class Live(EngineThread):
         if subject.checkpoint is None:
             self._engine.tokenizer = Gibberish(subject.config.vocab_size)
         self._engine.tokenizer.eos_ids = frozenset()
+        settle()
 
     def load(self, options: LoadOptions, sink: Sink) -> None:
         assert self.model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 END = "∎"
-"""The last character of each reply, and in no other place: once it is on the screen, all of it was shown."""
+"""The last character of a reply, and in no other place: once it is on the screen, all of it was shown."""
 TOKEN_CHARACTERS = 4
 TABLE_ROWS = 80
 PROSE_CHARACTERS = 6_000
@@ -49,7 +49,7 @@ def code(characters: int) -> str:
     """A fence of Python of that length."""
     functions = characters // len(_FUNCTION) + 1
     text = "".join(_FUNCTION.format(number=number) for number in range(functions))
-    return f"```python\n{text[:characters]}\n```\n\n{END}"
+    return f"```python\n{text[:characters]}\n```\n\n"
 
 
 def table() -> str:
@@ -60,13 +60,13 @@ def table() -> str:
         for row in range(1, TABLE_ROWS + 1)
     ]
     head = ["| No | Name | Distance | Id | Remark |", "|---:|:-----|---------:|----|--------|"]
-    return "\n".join([*head, *rows, "", END])
+    return "\n".join([*head, *rows, "", ""])
 
 
 def prose() -> str:
     """Headings, lists in lists, quotes, inline code and formulas."""
     sections = PROSE_CHARACTERS // len(_SECTION) + 1
-    return "".join(_SECTION.format(number=number) for number in range(1, sections + 1)) + END
+    return "".join(_SECTION.format(number=number) for number in range(1, sections + 1))
 
 
 REPLIES = {
@@ -79,7 +79,7 @@ REPLIES = {
 
 def turn(number: int) -> str:
     """The reply to one question of a long conversation, with its number at the end."""
-    return f"{_SECTION.format(number=number)}{code(400)}{number}."
+    return f"{_SECTION.format(number=number)}{code(400)}{END}{number}."
 
 
 def tokens(text: str) -> list[str]:
