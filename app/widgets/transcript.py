@@ -6,13 +6,16 @@ from collections.abc import Sequence
 
 from textual.containers import VerticalScroll
 from textual.content import Content
+from textual.widget import Widget
 from textual.widgets import Static
 
 from ..database import Turn
 from .message import ReplyMessage, UserMessage
 
 SHOWN_TURNS = 20
-"""Of a long conversation only so many turns are shown at first, and more on demand: each is many widgets."""
+"""Of a long conversation only so many turns are shown at first, and more on demand."""
+MOST_TURNS = 3 * SHOWN_TURNS
+"""When a conversation has grown to more than that, only its end stays: what is shown is laid out often."""
 HINT = Content.assemble(
     ("Ask something to begin", "bold $foreground"),
     "\n\n",
@@ -39,7 +42,7 @@ class Transcript(VerticalScroll, can_focus=False):
         self._earlier = list(turns[:-SHOWN_TURNS])
         widgets = [_widget(turn) for turn in turns[-SHOWN_TURNS:]]
         with self.app.batch_update():
-            await self.remove_children()
+            await self._remove(self.children)
             await self.mount_all(widgets or [Static(HINT, id="hint")])
             await self._offer_earlier()
         self.anchor()
@@ -63,7 +66,21 @@ class Transcript(VerticalScroll, can_focus=False):
         """A turn was added at the end: show it, wherever the user had scrolled to."""
         await self.query("#hint").remove()
         await self.mount(_widget(turn))
+        shown = [child for child in self.children if isinstance(child, UserMessage | ReplyMessage)]
+        if len(shown) > MOST_TURNS:
+            old = shown[:-SHOWN_TURNS]
+            self._earlier += [widget.turn for widget in old]
+            with self.app.batch_update():
+                await self._remove(old)
+                await self._offer_earlier()
         self.anchor()
+
+    async def _remove(self, widgets: Sequence[Widget]) -> None:
+        for widget in widgets:
+            for each in widget.walk_children(Widget, with_self=True):
+                # Textual 8.2 keeps the lines that it drew of the last 1,024 widgets, removed or not.
+                each._styles_cache.clear()
+        await self.remove_children(widgets)
 
     async def remove_turn(self, turn: Turn) -> None:
         for widget in self.children:
