@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+# What some terminals and many programs take for the end of a line.
+_LINE_ENDS = re.compile(r"\r\n|\u2028|\u2029")
 # C0 and C1 control characters but tab and newline, and lone surrogates: they move the cursor, set the
 # window's title, or cannot be encoded at all. A model's reply or a file's name may hold any of them.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -11,7 +13,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 def inert(text: str) -> str:
     """`text` without the characters that a terminal acts on; newlines and tabs stay."""
-    return _CONTROLS.sub("", text)
+    return _CONTROLS.sub("", _LINE_ENDS.sub("\n", text))
 
 
 def one_line(text: str) -> str:

@@ -51,13 +51,13 @@ class ReplyMarkdown(Widget):
         self._environment: dict[str, Any] = {}
         """The parser's: where the references of the text lead."""
         self._blocks: list[Block] = []
-        self._last_start = 0
-        """Where in the source the last block begins, the only one that may still change."""
+        self._finished = self._finished_at = 0
+        """So many of the blocks cannot change any more, and where in the source they end."""
         self._lines: list[Line] = []
-        """All lines at `_width`; those of the last block begin at `_last_line`."""
-        self._width = self._last_line = 0
-        self._laid_out = 0
-        """So many blocks are in `_lines`."""
+        """Lines at `_width` of the blocks, as far as they are laid out."""
+        self._starts: list[int] = []
+        """Which of the lines is the first one of each block that is laid out."""
+        self._width = 0
         self._strips: dict[int, Strip] = {}
         self._grow(text)
 
@@ -72,8 +72,9 @@ class ReplyMarkdown(Widget):
         """End the stream with `text`, all that there is."""
         # A reference may be used in a block that was finished before it was defined.
         if text != self.source or "references" in self._environment:
-            self.source, self._environment, self._blocks, self._last_start = "", {}, [], 0
-            self._forget_lines()
+            self.source, self._environment, self._blocks = "", {}, []
+            self._finished = self._finished_at = 0
+            self._forget_lines(0)
             self._grow(text)
             self.refresh(layout=True)
         self._colour_long_code()
@@ -83,24 +84,30 @@ class ReplyMarkdown(Widget):
 
     def _grow(self, text: str) -> None:
         self.source += text
-        rest = self.source[self._last_start :]
+        rest = self.source[self._finished_at :]
         groups = top_level(parser().parse(rest, self._environment))
-        if not groups:
-            return
-        last = self._blocks.pop() if self._blocks else None
-        for group in groups:
-            head = group[0]
-            code = None
-            if head.type in ("fence", "code_block"):
-                known = last.code if last else None
-                code = known if known and head.content.startswith(known.text) else Code(head.info)
-                code.grow(head.content)
-            self._blocks.append(Block(group, code))
-            last = None
-        self._laid_out = min(self._laid_out, len(self._blocks) - len(groups))
-        del self._lines[self._last_line :]
-        first_line = (groups[-1][0].map or [0])[0]
-        self._last_start += sum(len(line) + 1 for line in rest.split("\n")[:first_line])
+        growing = self._blocks[self._finished :]
+        del self._blocks[self._finished :]
+        self._forget_lines(self._finished)
+        for number, group in enumerate(groups):
+            known = growing[number].code if number < len(growing) else None
+            self._blocks.append(Block(group, _code(group[0], known)))
+        if groups:
+            self._finish(groups, rest)
+
+    def _finish(self, groups: list[list[Token]], rest: str) -> None:
+        """Tell which of the blocks that were parsed from `rest` cannot change: all but the last.
+
+        If that is no more than the beginning of a line, it may turn out to belong to the block before: after
+        a list item and an empty line, `2` is a paragraph, and `2. two` the next item.
+        """
+        lines = rest.split("\n")
+        last = len(groups) - 1
+        if last and groups[last][0].map == [len(lines) - 1, len(lines)]:
+            last -= 1
+        first, _ = groups[last][0].map or (0, 0)
+        self._finished += last
+        self._finished_at += sum(len(line) + 1 for line in lines[:first])
 
     def _colour_long_code(self) -> None:
         for block in self._blocks:
@@ -111,27 +118,27 @@ class ReplyMarkdown(Widget):
         recoloured = await asyncio.to_thread(code.recoloured)
         if recoloured.text == code.text:  # it has not grown meanwhile
             block.code = recoloured
-            self._forget_lines()
+            self._forget_lines(0)
             self.refresh()
 
     # Its lines
 
-    def _forget_lines(self) -> None:
-        self._lines, self._laid_out, self._last_line = [], 0, 0
-        self._strips.clear()
+    def _forget_lines(self, block: int) -> None:
+        """Lay that block and those after it out again."""
+        if block < len(self._starts):
+            start = self._starts[block]
+            del self._lines[start:], self._starts[block:]
+            for line in [number for number in self._strips if number >= start]:
+                del self._strips[line]
 
     def lines(self, width: int) -> list[Line]:
-        """The lines at that width, each block's with an empty one after them."""
+        """The lines at that width, with an empty one after each block."""
         if width != self._width:
-            self._forget_lines()
+            self._forget_lines(0)
             self._width = width
-        if self._laid_out < len(self._blocks):
-            for block in self._blocks[self._laid_out :]:
-                self._last_line = len(self._lines)
-                self._lines += [*block.lay_out(width), EMPTY]
-            self._laid_out = len(self._blocks)
-            for line in [number for number in self._strips if number >= self._last_line]:
-                del self._strips[line]
+        for block in self._blocks[len(self._starts) :]:
+            self._starts.append(len(self._lines))
+            self._lines += [*block.lay_out(width), EMPTY]
         return self._lines
 
     def get_content_width(self, container: Size, viewport: Size) -> int:
@@ -168,12 +175,13 @@ class ReplyMarkdown(Widget):
 
     def get_selection(self, selection: Selection) -> tuple[str, str]:
         """The text that is selected, without bullets' margins and with its own line breaks only."""
-        text = ""
+        text, joint = "", ""
         for number, line in enumerate(self.lines(self.size.width)):
             if (span := selection.get_span(number)) is not None:
                 start, end = span
                 plain = line.content.plain
-                text += plain[max(start, line.indent) : len(plain) if end < 0 else end].rstrip() + line.joint
+                text += joint + plain[max(start, line.indent) : len(plain) if end < 0 else end].rstrip()
+                joint = line.joint
         return text.rstrip("\n"), "\n"
 
     def action_link(self, address: str) -> None:
@@ -182,3 +190,13 @@ class ReplyMarkdown(Widget):
             self.app.open_url(address)
         else:
             self.notify(f"Not opened: {inert(address)}", markup=False)
+
+
+def _code(head: Token, known: Code | None) -> Code | None:
+    """The code of a block that begins with this token: `known`, which has grown, if it is the same."""
+    if head.type not in ("fence", "code_block"):
+        return None
+    code = Code(head.info)
+    if known and known.language == code.language and head.content.startswith(known.text):
+        code = known
+    return code.grow(head.content)

@@ -45,12 +45,13 @@ EMPTY = Line(Content(""))
 
 def lay_out(tokens: Sequence[Token], width: int) -> list[Line]:
     """The lines of one top-level block."""
-    return _stacked(SyntaxTreeNode(list(tokens)).children, max(width, 2))
+    return _stacked(SyntaxTreeNode(list(tokens)).children, width)
 
 
 def _stacked(nodes: Sequence[SyntaxTreeNode], width: int, depth: int = 0) -> list[Line]:
     """Blocks below one another, with an empty line between them unless they are of a tight list."""
     lines: list[Line] = []
+    width = max(width, 2)
     for node in nodes:
         if lines and not (node.type.endswith("_list") and depth) and not _is_tight(node):
             lines.append(EMPTY)
@@ -80,7 +81,9 @@ def _block(node: SyntaxTreeNode, width: int, depth: int) -> list[Line]:
             return Code(node.info).grow(node.content).lines(width)
         case "math_block":
             margin = Content("  ")
-            lines = [_wrapped(Content.styled(line, MATH), width - 2) for line in node.content.split("\n")]
+            lines = [
+                _wrapped(Content.styled(line, MATH), max(width - 2, 2)) for line in node.content.split("\n")
+            ]
             return [_prefixed(line, margin) for wrapped in lines for line in wrapped]
         case "hr":
             return [Line(Content.styled("─" * width, RULE), width)]
@@ -293,6 +296,6 @@ def link(address: str) -> Style:
 def _true_address(address: str, text: str) -> str:
     """What is added to a link's text that reads like another address than the one it leads to."""
     shown = text.strip().lower().removeprefix("https://").removeprefix("http://").split("/")[0]
-    host = urlsplit(address).netloc.lower() if "//" in address else ""
+    host = urlsplit(address).netloc.lower() or address.lower().removeprefix("mailto:")
     looks_like_one = "." in shown and " " not in shown
-    return f" ({host or address})" if looks_like_one and shown != host and shown not in address else ""
+    return f" ({host})" if looks_like_one and shown.removeprefix("www.") != host.removeprefix("www.") else ""
