@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from textual import work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.filter import LineFilter
 from textual.keys import Keys
 from textual.screen import Screen
 
@@ -21,6 +22,7 @@ from ..models.errors import UserError
 from .actions import ACTIONS
 from .controller import INTERNAL_ERROR, Controller, ControllerEvent, ModelFailed, ModelReady, Told
 from .database import open_or_replace
+from .guard import Guard
 from .library import scan
 from .paths import Paths
 from .screens.chat import ChatScreen
@@ -86,6 +88,7 @@ class LiteLlamaApp(App[None]):
         self.controller = Controller(self._store.load(), paths.models, create_engine, self._told)
         self._chat = ChatScreen(self.controller)
         self._ending = False
+        self._guard = Guard()
         for theme in THEMES:
             self.register_theme(theme)
         self._use_theme(self.settings.theme)
@@ -93,6 +96,9 @@ class LiteLlamaApp(App[None]):
     @property
     def settings(self) -> Settings:
         return self.controller.settings
+
+    def get_line_filters(self) -> list[LineFilter]:
+        return [*super().get_line_filters(), self._guard]
 
     # Start and end
 

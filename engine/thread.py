@@ -6,6 +6,7 @@ import gc
 import itertools
 import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from .options import EngineOptions
 from .request import GenerationRequest, Message
 
 log = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_S = 1e-4
 
 Sink = Callable[[Event], None]
 """Called on the engine's thread for each event; it must return at once and raise nothing."""
@@ -73,6 +76,9 @@ class EngineThread:
     """
 
     def __init__(self) -> None:
+        # The engine's thread gives the interpreter away several times a token. Where another thread computes,
+        # as the app does to draw, it would get it back only after 5 ms each time.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ids = itertools.count(1)
         self._engine: Engine | None = None

@@ -16,7 +16,7 @@ from textual.widgets.option_list import Option
 
 from ..controller import Controller
 from ..database import Summary
-from ..text import inert
+from ..text import one_line
 
 _KEYS = "Enter opens   r renames   d deletes   Esc closes"
 
@@ -118,5 +118,5 @@ def _entry(summary: Summary) -> Content:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(summary.updated))
     exchanges = (summary.turns + 1) // 2
     counted = f"{exchanges} question{'s' if exchanges != 1 else ''}"
-    details = " · ".join(part for part in (when, counted, inert(summary.model)) if part)
-    return Content.assemble((inert(summary.title), "bold"), ("\n" + details, "$text-muted"))
+    details = " · ".join(part for part in (when, counted, one_line(summary.model)) if part)
+    return Content.assemble((one_line(summary.title), "bold"), ("\n" + details, "$text-muted"))

@@ -42,7 +42,7 @@ class Header(Static):
         width, brand = self.content_size.width, "lite-llama"
         model = ""
         if info := self._model:
-            parts = [info.name, info.device_name, info.dtype]
+            parts = [one_line(info.name), one_line(info.device_name), info.dtype]
             while len(parts) > 1 and cell_len(" · ".join(parts)) > width - len(brand) - 4:
                 parts.pop()
             model = " · ".join(parts)
