@@ -39,6 +39,7 @@ ACTIONS = (
     Action("app.settings", "Settings", "sampling, prompt, device", "f2", "Settings", "/settings"),
     Action("app.models", "Models", "load another one, add one", "f3", "Models", "/model"),
     Action("app.images", "Images", "what is attached", "f4", "Images", "/image"),
+    Action("app.figures", "Figures", "speed and memory", "f5", "", "/figures"),
     Action("new_conversation", "New chat", "an empty conversation", "ctrl+n", "New", "/new"),
     Action("app.conversations", "Open chat", "or rename, delete one", "ctrl+o", "Open", "/open"),
     Action("cancel", "Stop", "end the reply, keep its part", "escape", "", "/stop"),

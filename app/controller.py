@@ -32,8 +32,9 @@ from ..engine.events import (
 )
 from ..engine.request import GenerationRequest, Message
 from ..models.errors import UserError
-from .database import Conversation, Database, Status, Summary, Turn
+from .database import Conversation, Database, PastReply, Status, Summary, Turn
 from .incoming import title_of
+from .pace import Pace
 
 if TYPE_CHECKING:  # the engine's thread imports torch, which takes seconds: the screen must be up before
     from ..engine.thread import EngineThread
@@ -80,6 +81,7 @@ class PromptRead:
 
     done: int
     total: int
+    tokens_per_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,8 @@ class Controller:
         self._settled = asyncio.Event()
         """Set while it is known which model there is, if any: neither at the start nor during a load."""
         self._count: asyncio.Task[None] | None = None
+        self.pace = Pace()
+        """Of the reply being written, or of the last one."""
         self._draft = ""
         self._saving_failed = False
         self._open = False
@@ -386,6 +390,12 @@ class Controller:
             return await self._attempt(self.database.summaries())
         return []
 
+    async def past_replies(self, count: int) -> list[PastReply]:
+        """How the last replies of all conversations went, newest first; none when they cannot be read."""
+        with contextlib.suppress(_Told):
+            return await self._attempt(self.database.past_replies(count))
+        return []
+
     async def rename_conversation(self, conversation_id: str, title: str) -> None:
         title = title_of(title)
         if conversation_id == self.conversation.id:
@@ -515,6 +525,7 @@ class Controller:
     async def _follow(self, inbox: Inbox, conversation: Conversation, reply: Turn) -> None:
         """Take the engine's events until the reply ends. Raises _Refused when it does not even begin."""
         start, thinking, prompt_tokens, saved_at = replace(reply), Thinking(), None, time.monotonic()
+        self.pace = pace = Pace(time.monotonic())
         limit = self.model.max_context if self.model else 0
         async for events in inbox.batches():
             text, thought, last = "", thinking.text, None
@@ -522,13 +533,15 @@ class Controller:
                 match event:
                     case Queued(prompt_tokens=prompt_tokens):
                         await self._tell(ContextUsed(prompt_tokens, limit))
-                    case PrefillProgress(done=done, total=total):
-                        await self._tell(PromptRead(done, total))
+                    case PrefillProgress(done=done, total=total, tokens_per_s=rate):
+                        await self._tell(PromptRead(done, total, rate))
                     case ThinkingDelta():
                         so_far, last = thinking.text + event.text, event
+                        pace.add(event.completion_tokens, event.time)
                         thinking = Thinking(so_far, event.thinking_tokens, event.thinking_s)
                     case TextDelta():
                         text, last = text + event.text, event
+                        pace.add(event.completion_tokens, event.time)
                     case Finished():
                         _finish(reply, start, event, limit)
                     case Failed(message=message) if prompt_tokens is None:

@@ -103,6 +103,15 @@ class Summary:
     turns: int
 
 
+@dataclass(frozen=True)
+class PastReply:
+    """How a reply went; `model` is the one that its conversation used last."""
+
+    created: float
+    model: str
+    figures: Usage
+
+
 class Database:
     """The conversations of one file. Each method that writes is one transaction.
 
@@ -252,6 +261,17 @@ class Database:
                 "FROM conversations ORDER BY updated DESC, rowid DESC"
             )
         return [Summary(*row) for row in rows]
+
+    async def past_replies(self, count: int) -> list[PastReply]:
+        """The last replies of all conversations, newest first."""
+        with _translated():
+            rows = await self._connection.execute_fetchall(
+                "SELECT messages.created, conversations.model, figures FROM messages "
+                "JOIN conversations ON conversations.id = conversation_id "
+                "WHERE figures IS NOT NULL ORDER BY messages.created DESC LIMIT ?",
+                (count,),
+            )
+        return [PastReply(created, model, Usage(**json.loads(figures))) for created, model, figures in rows]
 
     async def rename(self, conversation_id: str, title: str) -> None:
         async with self._transaction() as run:

@@ -27,6 +27,7 @@ from .library import scan
 from .paths import Paths
 from .screens.chat import ChatScreen
 from .screens.conversations import ConversationsScreen
+from .screens.figures import FiguresScreen
 from .screens.help import HelpScreen
 from .screens.images import ImagesScreen
 from .settings import Settings, SettingsStore
@@ -195,6 +196,9 @@ class LiteLlamaApp(App[None]):
 
     def action_help(self) -> None:
         self.push_screen(HelpScreen())
+
+    def action_figures(self) -> None:
+        self.push_screen(FiguresScreen(self.controller, self._chat.load))
 
     def action_images(self) -> None:
         self.push_screen(ImagesScreen())

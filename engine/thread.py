@@ -18,7 +18,7 @@ import torch
 from ..models.checkpoint import Checkpoint
 from ..models.errors import UserError
 from .engine import Engine
-from .events import Event, Failed, Loaded, LoadFailed, LoadProgress, ModelInfo
+from .events import EngineFigures, Event, Failed, Loaded, LoadFailed, LoadProgress, ModelInfo
 from .options import EngineOptions
 from .request import GenerationRequest, Message
 
@@ -123,6 +123,12 @@ class EngineThread:
         """The loaded model, None while there is none."""
         engine = self._engine
         return engine.info if engine else None
+
+    @property
+    def figures(self) -> EngineFigures | None:
+        """What the engine holds now, None while no model is loaded."""
+        engine = self._engine
+        return engine.figures if engine else None
 
     def close(self) -> None:
         """Cancel everything, free the memory and end the thread."""

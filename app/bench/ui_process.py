@@ -94,6 +94,10 @@ class Scripted(EngineThread):
     def model(self) -> ModelInfo:
         return ModelInfo("scripted", "none", 0, "cpu", "CPU", "none", 1 << 20, 1 << 16, 0, 0, "none", {})
 
+    @property
+    def figures(self) -> None:
+        """It has no KV cache."""
+
     def load(self, options: LoadOptions, sink: Sink) -> None:
         settle()
         sink(Loaded(self.model))

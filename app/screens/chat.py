@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import ClassVar
 
-from textual import on
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Footer, TextArea
 
+from ...engine.events import EngineFigures
 from ..actions import ACTIONS, slash_command
 from ..controller import (
     ContextUsed,
@@ -30,10 +32,14 @@ from ..controller import (
     TurnRemoved,
 )
 from ..incoming import image_paths
+from ..machine import Machine, MachineLoad
 from ..widgets.prompt import PromptInput
-from ..widgets.status import ContextLabel, ContextMeter, Header, Telemetry
+from ..widgets.status import ContextLabel, ContextMeter, Header
+from ..widgets.telemetry import Telemetry
 from ..widgets.transcript import Transcript
 from . import images
+
+LOAD_EVERY_S = 1.0
 
 
 class ChatScreen(Screen[None]):
@@ -57,6 +63,7 @@ class ChatScreen(Screen[None]):
         self._telemetry = Telemetry()
         self._meter_label = ContextLabel()
         self._meter = ContextMeter()
+        self._machine = Machine()
 
     def compose(self) -> ComposeResult:
         yield self._header
@@ -71,6 +78,19 @@ class ChatScreen(Screen[None]):
 
     def on_mount(self) -> None:
         self._prompt.focus()
+        self.set_interval(LOAD_EVERY_S, self._show_load)
+
+    @work(exclusive=True, group="load")
+    async def _show_load(self) -> None:
+        if self._telemetry.is_wide:
+            load, figures = await self.load()
+            self._telemetry.show_load(load, figures)
+
+    async def load(self) -> tuple[MachineLoad, EngineFigures | None]:
+        """What the machine and the engine carry now."""
+        engine, model = self.controller.engine, self.controller.model
+        load = await asyncio.to_thread(self._machine.sample, gpu=model is not None and model.device == "cuda")
+        return load, engine.figures if engine else None
 
     # What the controller tells
 
@@ -89,11 +109,11 @@ class ChatScreen(Screen[None]):
             case ThinkingAdded(turn, tokens, rate):
                 if reply := self._transcript.reply(turn):
                     reply.think()
-                self._telemetry.show_decode(tokens, rate)
+                self._telemetry.show_decode(tokens, rate, self.controller.pace)
             case TextAdded(turn, text, tokens, rate):
                 if reply := self._transcript.reply(turn):
                     await reply.append(text)
-                self._telemetry.show_decode(tokens, rate)
+                self._telemetry.show_decode(tokens, rate, self.controller.pace)
             case TurnChanged(turn):
                 if reply := self._transcript.reply(turn):
                     await reply.refresh_turn()
@@ -104,8 +124,8 @@ class ChatScreen(Screen[None]):
                 if not self.controller.conversation.turns:
                     await self._transcript.show([])
                 self._show_idle()
-            case PromptRead(done, total):
-                self._telemetry.show_prefill(done, total)
+            case PromptRead(done, total, rate):
+                self._telemetry.show_prefill(done, total, rate)
             case PromptReturned(text):
                 self._prompt.give_back(text)
             case ContextUsed(used, limit):
@@ -118,6 +138,7 @@ class ChatScreen(Screen[None]):
             case ModelReady(_, info):
                 self._without_model = False
                 self._header.show_model(info)
+                self._show_load()
                 if not self.controller.replying:
                     self._show_idle()
             case ModelFailed() | ModelGone():

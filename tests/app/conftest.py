@@ -20,10 +20,12 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widgets import Input, TextArea
 
+from lite_llama.app.machine import Machine, MachineLoad
 from lite_llama.app.paths import Paths
 from lite_llama.app.theme import THEMES
 from lite_llama.app.tui import LiteLlamaApp
 from lite_llama.engine.events import (
+    EngineFigures,
     Failed,
     Finished,
     FinishReason,
@@ -156,6 +158,10 @@ class FakeEngine(EngineThread):
     def model(self) -> ModelInfo | None:
         return self._model
 
+    @property
+    def figures(self) -> EngineFigures | None:
+        return EngineFigures(5, 12, self.max_context // 16, 0, 0) if self._model else None
+
     def close(self) -> None:
         self.closed = True
         self._load_cancel.set()
@@ -256,6 +262,12 @@ def engine():
     fake = FakeEngine()
     yield fake
     fake.close()
+
+
+@pytest.fixture(autouse=True)
+def same_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine always has the same load: pictures show it."""
+    monkeypatch.setattr(Machine, "sample", lambda self, *, gpu: MachineLoad(0.42, 400_000_000))
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def chat(make_app, until):
             pilot = await self._run.__aenter__()
             running = Chat(self.app, pilot, until)
             if self.wait:
-                await running.until(lambda: running.text_of("#telemetry") == "Ready")
+                await running.until(lambda: running.text_of("#telemetry").startswith("Ready"))
             return running
 
         async def __aexit__(self, *error):

@@ -71,6 +71,8 @@ def play(engine, state):
         ("thoughts", LARGE, LIGHT),
         ("help", SMALL, DARK),
         ("conversations", SMALL, LIGHT),
+        ("figures", SMALL, DARK),
+        ("figures", LARGE, LIGHT),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value[0]}x{value[1]}",
 )
@@ -87,7 +89,9 @@ def test_chat_looks_as_accepted(
         prompt.cursor_blink = False
 
         def says(text):
-            return lambda: str(app.query_one("#telemetry").render()) == text
+            if size == LARGE and text not in ("Starting", "Ready"):
+                text += " · KV 5/128 · CPU 42% 400 MB"
+            return lambda: str(app.query_one("#telemetry").render()).startswith(text)
 
         await until(pilot, says("Ready"))
         if state == "empty":
@@ -103,8 +107,8 @@ def test_chat_looks_as_accepted(
             await until(pilot, lambda: f" {used} / 2,048" in str(app.query_one("#context").render()))
         if state == "thoughts":
             await pilot.press("shift+tab", "enter")
-        if state in ("help", "conversations"):
-            await pilot.press("f1" if state == "help" else "ctrl+o")
+        if key := {"help": "f1", "conversations": "ctrl+o", "figures": "f5"}.get(state):
+            await pilot.press(key)
             await until(pilot, lambda: app.screen.query("#dialog"))
         await pilot.pause()
 
