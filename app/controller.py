@@ -32,6 +32,7 @@ from ..engine.events import (
 )
 from ..engine.request import GenerationRequest, Message
 from ..models.errors import UserError
+from .context import Overflow, plan
 from .database import Conversation, Database, PastReply, Status, Summary, Turn
 from .incoming import title_of
 from .pace import Pace
@@ -146,6 +147,20 @@ class ContextUsed:
 
 
 @dataclass(frozen=True)
+class ContextFull:
+    """What was asked for does not fit the context, and was not begun: the user has to choose."""
+
+    overflow: Overflow
+
+
+@dataclass(frozen=True)
+class TurnsLeftOut:
+    """The model reads the conversation from its turn `left_out` on."""
+
+    left_out: int
+
+
+@dataclass(frozen=True)
 class Told:
     """Something the user should know."""
 
@@ -167,6 +182,8 @@ ControllerEvent = (
     | ModelFailed
     | ModelGone
     | ContextUsed
+    | ContextFull
+    | TurnsLeftOut
     | Told
 )
 Listener = Callable[[ControllerEvent], Awaitable[None]]
@@ -501,7 +518,10 @@ class Controller:
                     self.engine.cancel(self._request_id)
                 await self._follow(inbox, conversation, reply)
         except _Refused as refused:
-            await self._take_back(conversation, reply, before, str(refused))
+            overflow = await self._overflow(conversation, before)
+            await self._take_back(conversation, reply, before, None if overflow else str(refused))
+            if overflow:
+                await self._tell(ContextFull(overflow))
             return
         except asyncio.CancelledError:  # the app is closing and the engine did not answer in time
             reply.status = "stopped"
@@ -565,10 +585,11 @@ class Controller:
                 saved_at = time.monotonic()
 
     async def _take_back(
-        self, conversation: Conversation, reply: Turn, before: Turn | None, why: str
+        self, conversation: Conversation, reply: Turn, before: Turn | None, why: str | None
     ) -> None:
         """The engine refused the request: leave everything as it was before it."""
-        await self._tell(Told(why, "error"))
+        if why is not None:
+            await self._tell(Told(why, "error"))
         if before is not None:
             reply.text, reply.thinking, reply.figures = before.text, before.thinking, before.figures
             reply.status, reply.note = before.status, before.note
@@ -585,9 +606,38 @@ class Controller:
 
     def _messages(self, turns: Sequence[Turn]) -> tuple[Message, ...]:
         """The conversation for the engine: of replies the answers, and none of those that came to none."""
-        system_prompt = self.conversation.system_prompt
-        system = [Message("system", system_prompt)] if system_prompt.strip() else []
-        return (*system, *(Message(turn.role, turn.text) for turn in turns if turn.text))
+        return _as_messages(self.conversation.system_prompt, turns[self.conversation.left_out :])
+
+    # The end of the context
+
+    async def leave_out(self, turns: int) -> None:
+        """Have the model read the conversation only from there on; the turns before stay in it."""
+        self.conversation.left_out = turns
+        await self._save(self.conversation, [])
+        await self._tell(TurnsLeftOut(turns))
+        self._count_soon()
+
+    async def _overflow(self, conversation: Conversation, before: Turn | None) -> Overflow | None:
+        """What can be done about a request that does not fit; None when that was not the reason."""
+        engine, model, turns = self.engine, self.model, list(conversation.turns)
+        if engine is None or model is None:
+            return None
+        system, limit, done = conversation.system_prompt, model.max_context, conversation.left_out
+
+        def count(read: Sequence[Turn]) -> int:
+            return engine.count_tokens(_as_messages(system, read))
+
+        try:
+            used = await asyncio.to_thread(count, turns[done:])
+            if used < limit:
+                return None
+            planned = await asyncio.to_thread(plan, turns, done, limit, count)
+        except UserError:
+            return None
+        left_out, after = planned or (0, used)
+        questions = tuple(turn.text for turn in turns[done:left_out] if turn.role == "user")
+        prompt = turns[-2].text if before is None else None
+        return Overflow(used, limit, prompt, left_out, questions, after)
 
     # Tokens
 
@@ -646,6 +696,11 @@ class _Refused(Exception):
     """The request was not started; the message says why."""
 
 
+def _as_messages(system_prompt: str, turns: Sequence[Turn]) -> tuple[Message, ...]:
+    system = [Message("system", system_prompt)] if system_prompt.strip() else []
+    return (*system, *(Message(turn.role, turn.text) for turn in turns if turn.text))
+
+
 def _take(reply: Turn, start: Turn, event: Finished | Failed) -> None:
     """Set the reply to what it was at the start and what the engine has added."""
     reply.text = start.text + event.text
@@ -657,6 +712,6 @@ def _finish(reply: Turn, start: Turn, event: Finished, limit: int) -> None:
     reply.status = _STATUS[event.reason]
     reply.figures = usage = event.usage
     if event.reason == "length" and usage.prompt_tokens + usage.completion_tokens >= limit:
-        reply.note = f"The context of {limit:,} tokens is full: start a new conversation to go on."
+        reply.note = f"The context of {limit:,} tokens is full: go on, and choose what to leave out."
     elif event.reason == "length":
         reply.note = f"The reply reached its limit of {usage.completion_tokens:,} tokens."

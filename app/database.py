@@ -21,6 +21,8 @@ from ..models.errors import UserError
 
 Status = Literal["complete", "streaming", "stopped", "length", "error"]
 BUSY_TIMEOUT_S = 5.0
+_LEFT_OUT = "left_out"
+"""Where Conversation.left_out is, among the settings."""
 
 # One script per version of the schema; `PRAGMA user_version` counts those that a file has been through.
 MIGRATIONS = (
@@ -90,6 +92,8 @@ class Conversation:
     turns: list[Turn] = field(default_factory=list)
     id: str = field(default_factory=_new_id)
     created: float = field(default_factory=time.time)
+    left_out: int = 0
+    """Turns from the beginning that the model no longer reads, since they do not fit its context."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,7 @@ class Database:
                     conversation.created,
                     time.time(),
                     conversation.model,
-                    json.dumps(conversation.settings),
+                    json.dumps(conversation.settings | {_LEFT_OUT: conversation.left_out}),
                     conversation.system_prompt,
                 ),
             )
@@ -243,14 +247,14 @@ class Database:
             )
         if found is None:
             raise UserError("That conversation is no longer there: choose another.")
-        title, created, model, settings, system_prompt = found
+        title, created, model, stored, system_prompt = found
+        settings = json.loads(stored)
+        left_out = settings.pop(_LEFT_OUT, 0)
         turns = [
             Turn(role, content, status, note, _figures(figures), turn_id, when, _thinking(thinking))
             for role, content, status, note, figures, turn_id, when, thinking in rows
         ]
-        return Conversation(
-            title, system_prompt, model, json.loads(settings), turns, conversation_id, created
-        )
+        return Conversation(title, system_prompt, model, settings, turns, conversation_id, created, left_out)
 
     async def summaries(self) -> list[Summary]:
         """All conversations, the one used last first."""

@@ -14,7 +14,9 @@ from textual.widgets import Footer, TextArea
 
 from ...engine.events import EngineFigures
 from ..actions import ACTIONS, slash_command
+from ..context import Overflow
 from ..controller import (
+    ContextFull,
     ContextUsed,
     Controller,
     ControllerEvent,
@@ -30,14 +32,17 @@ from ..controller import (
     TurnAdded,
     TurnChanged,
     TurnRemoved,
+    TurnsLeftOut,
 )
-from ..incoming import image_paths
+from ..incoming import image_paths, title_of
 from ..machine import Machine, MachineLoad
+from ..text import one_line
 from ..widgets.prompt import PromptInput
-from ..widgets.status import ContextLabel, ContextMeter, Header
+from ..widgets.status import NEARLY_FULL, ContextLabel, ContextMeter, Header
 from ..widgets.telemetry import Telemetry
 from ..widgets.transcript import Transcript
 from . import images
+from .context_full import SHOWN_QUESTIONS, ContextFullScreen
 
 LOAD_EVERY_S = 1.0
 
@@ -99,10 +104,12 @@ class ChatScreen(Screen[None]):
             case ConversationShown(conversation):
                 self._header.show_title(conversation.title)
                 await self._transcript.show(conversation.turns)
+                await self._show_left_out()
                 self._show_idle()
             case TurnAdded(turn):
                 self._header.show_title(self.controller.conversation.title)
                 await self._transcript.add(turn)
+                await self._show_left_out()
                 if turn.role == "assistant" and self.controller.loading:
                     return  # the load's progress stays in view
                 self._telemetry.show("Waiting for the engine")
@@ -128,9 +135,14 @@ class ChatScreen(Screen[None]):
                 self._telemetry.show_prefill(done, total, rate)
             case PromptReturned(text):
                 self._prompt.give_back(text)
+            case ContextFull(overflow):
+                self._ask_what_to_leave_out(overflow)
+            case TurnsLeftOut():
+                await self._show_left_out()
             case ContextUsed(used, limit):
                 self._meter_label.show(used, limit)
                 self._meter.show(used, limit)
+                self._meter.tooltip = self._what_goes_first() if used >= NEARLY_FULL * limit else None
             case ModelLoading(name, done, total, text):
                 self._without_model = False
                 self._header.show_model(None)
@@ -145,6 +157,35 @@ class ChatScreen(Screen[None]):
                 self._without_model = True
                 self._header.show_model(None)
                 self._show_idle()
+
+    def _what_goes_first(self) -> str:
+        """Which turns can be left out when the context is full."""
+        conversation = self.controller.conversation
+        read = conversation.turns[conversation.left_out :]
+        questions = [f"“{title_of(turn.text)}”" for turn in read if turn.role == "user"][:-1]
+        first = f" First in line: {', '.join(questions[:SHOWN_QUESTIONS])}." if questions else ""
+        return f"When the context is full, you choose what the model no longer reads.{first}"
+
+    async def _show_left_out(self) -> None:
+        conversation = self.controller.conversation
+        first = conversation.turns[conversation.left_out :][:1] if conversation.left_out else []
+        await self._transcript.show_left_out(first[0] if first else None)
+
+    @work
+    async def _ask_what_to_leave_out(self, overflow: Overflow) -> None:
+        controller, model = self.controller, self.controller.model_name or "the model"
+        choice = await self.app.push_screen_wait(ContextFullScreen(overflow, one_line(model)))
+        if choice == "shorten":
+            return
+        if choice == "new":
+            await controller.new_conversation()
+        else:
+            await controller.leave_out(overflow.left_out)
+        if overflow.prompt is not None:
+            self._prompt.sent(overflow.prompt)
+            await controller.send(overflow.prompt)
+        elif choice == "leave_out":
+            await (controller.continue_reply() if controller.can_continue else controller.regenerate())
 
     def _show_idle(self) -> None:
         """Nothing goes on: the last reply's figures, or what the user can do."""

@@ -35,6 +35,7 @@ class Transcript(VerticalScroll, can_focus=False):
 
     def on_mount(self) -> None:
         self._earlier: list[Turn] = []
+        self._first_read: Turn | None = None
         self.anchor()
 
     async def show(self, turns: Sequence[Turn]) -> None:
@@ -54,7 +55,21 @@ class Transcript(VerticalScroll, can_focus=False):
         with self.app.batch_update():
             await self.mount_all([_widget(turn) for turn in turns], before=first)
             await self._offer_earlier()
+            await self.show_left_out(self._first_read)
         self.call_after_refresh(self.scroll_to_widget, first, top=True, animate=False)
+
+    async def show_left_out(self, first: Turn | None) -> None:
+        """Draw a line before the first turn that the model reads; None: it reads all of them."""
+        self._first_read = first
+        await self.query("#left-out").remove()
+        if first is not None and (widget := self._widget_of(first)):
+            await self.mount(Static("The model no longer reads what is above", id="left-out"), before=widget)
+
+    def _widget_of(self, turn: Turn) -> UserMessage | ReplyMessage | None:
+        turns = (
+            widget for widget in reversed(self.children) if isinstance(widget, UserMessage | ReplyMessage)
+        )
+        return next((widget for widget in turns if widget.turn.id == turn.id), None)
 
     async def _offer_earlier(self) -> None:
         await self.query("#earlier").remove()
@@ -83,14 +98,13 @@ class Transcript(VerticalScroll, can_focus=False):
         await self.remove_children(widgets)
 
     async def remove_turn(self, turn: Turn) -> None:
-        for widget in self.children:
-            if isinstance(widget, UserMessage | ReplyMessage) and widget.turn.id == turn.id:
-                await widget.remove()
+        if widget := self._widget_of(turn):
+            await widget.remove()
 
     def reply(self, turn: Turn) -> ReplyMessage | None:
         """The widget of a reply, None when it is not shown."""
-        replies = (widget for widget in reversed(self.children) if isinstance(widget, ReplyMessage))
-        return next((reply for reply in replies if reply.turn.id == turn.id), None)
+        widget = self._widget_of(turn)
+        return widget if isinstance(widget, ReplyMessage) else None
 
 
 def _widget(turn: Turn) -> UserMessage | ReplyMessage:

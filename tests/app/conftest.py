@@ -207,11 +207,11 @@ class FakeEngine(EngineThread):
             sink(Loaded(self._model))
 
     def _play(self, request_id: int, request: GenerationRequest, reply: Reply, sink: Sink) -> None:
-        if reply.refuse is not None:
-            sink(Failed(request_id, reply.refuse, ""))
-            return
         cancel = self._cancels[request_id]
         prompt = self.count_tokens(request.messages)
+        if reply.refuse is not None or prompt >= self.max_context:
+            sink(Failed(request_id, reply.refuse or "It does not fit.", ""))
+            return
         sink(Queued(request_id, prompt))
         sink(PrefillProgress(request_id, prompt // 2, prompt))
         sink(PrefillProgress(request_id, prompt, prompt))

@@ -3,7 +3,9 @@
 import asyncio
 
 import pytest
+from textual.widgets import OptionList
 
+from lite_llama.app.screens.chat import ChatScreen
 from lite_llama.app.widgets.prompt import PromptInput
 
 REPLY = """\
@@ -73,6 +75,9 @@ def play(engine, state):
         ("conversations", SMALL, LIGHT),
         ("figures", SMALL, DARK),
         ("figures", LARGE, LIGHT),
+        ("full", SMALL, LIGHT),
+        ("full", LARGE, DARK),
+        ("left-out", SMALL, DARK),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value[0]}x{value[1]}",
 )
@@ -110,6 +115,18 @@ def test_chat_looks_as_accepted(
         if key := {"help": "f1", "conversations": "ctrl+o", "figures": "f5"}.get(state):
             await pilot.press(key)
             await until(pilot, lambda: app.screen.query("#dialog"))
+        if state in ("full", "left-out"):
+            engine.max_context = 80
+            engine.reply("They **hum**.")
+            prompt.text = "And what do they say to one another, to people and to dogs that come near?"
+            await pilot.press("enter")
+            await until(pilot, lambda: app.screen.query(OptionList))
+        if state == "left-out":
+            await pilot.press("enter")
+            await until(pilot, lambda: isinstance(app.screen, ChatScreen) and len(engine.requests) == 3)
+            await until(pilot, lambda: not app.controller.replying)
+            used = engine.count_tokens(engine.requests[-1].messages) + 6
+            await until(pilot, lambda: f" {used} / " in str(app.query_one("#context").render()))
         await pilot.pause()
 
     assert snap_compare(app, terminal_size=size, run_before=come_there)
