@@ -87,6 +87,8 @@ def test_chat_looks_as_accepted(
     make_model("SmolLM2-135M-Instruct")
     app = make_app(model="SmolLM2-135M-Instruct", settings=f'theme = "{theme}"\n')
     app.animation_level = "none"
+    if state in ("full", "left-out"):
+        engine.max_context = 80
     monkeypatch.setattr("time.localtime", lambda seconds: (2026, 1, 2, 3, 4, 5, 4, 2, 0))
 
     async def come_there(pilot):
@@ -95,7 +97,7 @@ def test_chat_looks_as_accepted(
 
         def says(text):
             if size == LARGE and text not in ("Starting", "Ready"):
-                text += " · KV 5/128 · CPU 42% 400 MB"
+                text += f" · KV 5/{engine.max_context // 16} · CPU 42% 400 MB"
             return lambda: str(app.query_one("#telemetry").render()).startswith(text)
 
         await until(pilot, says("Ready"))
@@ -109,15 +111,15 @@ def test_chat_looks_as_accepted(
         if state not in ("streaming", "thinking"):
             await until(pilot, lambda: not app.controller.replying)
             used = engine.count_tokens(app.controller._messages(app.controller.conversation.turns))
-            await until(pilot, lambda: f" {used} / 2,048" in str(app.query_one("#context").render()))
+            await until(
+                pilot, lambda: f" {used} / {engine.max_context:,}" in str(app.query_one("#context").render())
+            )
         if state == "thoughts":
             await pilot.press("shift+tab", "enter")
         if key := {"help": "f1", "conversations": "ctrl+o", "figures": "f5"}.get(state):
             await pilot.press(key)
             await until(pilot, lambda: app.screen.query("#dialog"))
         if state in ("full", "left-out"):
-            engine.max_context = 80
-            engine.reply("They **hum**.")
             prompt.text = "And what do they say to one another, to people and to dogs that come near?"
             await pilot.press("enter")
             await until(pilot, lambda: app.screen.query(OptionList))
@@ -125,7 +127,7 @@ def test_chat_looks_as_accepted(
             await pilot.press("enter")
             await until(pilot, lambda: isinstance(app.screen, ChatScreen) and len(engine.requests) == 3)
             await until(pilot, lambda: not app.controller.replying)
-            used = engine.count_tokens(engine.requests[-1].messages) + 6
+            used = engine.count_tokens(engine.requests[-1].messages) + 5
             await until(pilot, lambda: f" {used} / " in str(app.query_one("#context").render()))
         await pilot.pause()
 

@@ -49,7 +49,7 @@ class Host(App):
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
-@pytest.mark.parametrize("name", TEXTS.keys() - {"references", "long code", "long open code"})
+@pytest.mark.parametrize("name", sorted(TEXTS.keys() - {"references", "long code", "long open code"}))
 def test_a_text_that_grows_is_laid_out_as_if_it_had_been_there_at_once(name, size):
     text = TEXTS[name]
     growing = ReplyMarkdown("")
