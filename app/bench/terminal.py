@@ -28,6 +28,7 @@ class Terminal:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.output = bytearray()
+        self._read_from = 0
         self._process = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
         )
@@ -59,6 +60,7 @@ class Terminal:
         """
         if select.select([self._master], [], [], max(0.0, seconds))[0]:
             now = time.monotonic()
+            self._read_from = len(self.output)
             try:
                 self.output += os.read(self._master, _READ_BYTES)
             except OSError:  # so Linux tells the end of the program
@@ -68,13 +70,20 @@ class Terminal:
 
     def wait_for(self, text: str, seconds: float, start: int = 0) -> float:
         """Read until `text` is in the output after `start`; returns when. UserError when it is late."""
-        wanted, end = text.encode(), time.monotonic() + seconds
         now = time.monotonic()
-        while wanted not in self.output[start:]:
+        end = now + seconds
+        found = self.output.find(text.encode(), start) >= 0
+        while not found:
             if now > end:
                 raise UserError(f"The app did not show {text!r} within {seconds:.0f} s: not counted.")
             now = self.pump(end - now)
+            found = self.brought(text, start)
         return now
+
+    def brought(self, text: str, start: int) -> bool:
+        """Whether what `pump` read last has completed `text`, all of it after `start`."""
+        wanted = text.encode()
+        return self.output.find(wanted, max(start, self._read_from - len(wanted))) >= 0
 
     def wait(self, seconds: float) -> int:
         """Read until the program ends; returns its exit code. Raises UserError when it does not end."""

@@ -145,14 +145,14 @@ class _App:
         next_key = start + KEY_EVERY_S[1]
         while finished is None or time.monotonic() < finished + SETTLE_S or typed:
             now = terminal.pump(0.01 if typed else max(0.0, min(0.05, next_key - time.monotonic())))
-            if typed and typed[0].encode() in terminal.output[typed[2] :]:
+            if typed and terminal.brought(typed[0], typed[2]):
                 echoes.append(now - typed[1])
                 terminal.type(BACKSPACE)
                 typed, next_key = None, now + self.draw.uniform(*KEY_EVERY_S)
             elif typed is None and now >= next_key and (finished is None or now < finished + SETTLE_S):
                 key = KEYS[len(echoes) % len(KEYS)]
                 typed = (key, terminal.type(key), len(terminal.output))
-            if finished is None and end.encode() in terminal.output[mark:]:
+            if finished is None and terminal.brought(end, mark):
                 finished = now
             if now > start + ideal_s + ANSWER_S:
                 raise UserError(
