@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,7 +67,7 @@ def _measure_app(rates: list[float], turns: int, tell: Tell) -> Report:
                 if ideal <= LONGEST_S:
                     tell(f"{name} at {each:g} tokens/s")
                     app.new_chat()
-                    typed = app.ask(f"{each:g} {times} {name}", END, ideal)
+                    typed = app.ask(f"{each:g} {times} {name}", app.shows_end, ideal)
                     rows.append(
                         {"reply": name, "times": times, "tokens_per_s": each, "ideal_s": ideal} | typed
                     )
@@ -97,7 +97,9 @@ def _measure_model(subject: Subject, new_tokens: int, repeats: int, tell: Tell) 
         for repeat in range(1, repeats + 1):
             tell(f"Reply {repeat} of {repeats}")
             app.new_chat()
-            typed = app.ask(QUESTION, "first token", new_tokens / headless)
+            typed = app.ask(
+                QUESTION, lambda _, n=repeat: len(app.record("in_app")) == n, new_tokens / headless
+            )
             line = app.record("in_app")[-1]
             if line["tokens"] != new_tokens:
                 raise UserError(f"A reply got {line['tokens']} tokens instead of {new_tokens}: not counted.")
@@ -128,7 +130,8 @@ class _App:
 
     def record(self, key: str, since: float = 0.0) -> list[dict[str, Any]]:
         """What the app has recorded under that name; of late beats, those after the time `since`."""
-        lines = [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines()]
+        whole, _, _ = self.file.read_text(encoding="utf-8").rpartition("\n")  # the last one may be half there
+        lines = [json.loads(line) for line in whole.splitlines()]
         return [line for line in lines if key in line and line.get("late_at", since) >= since]
 
     def new_chat(self) -> None:
@@ -136,8 +139,15 @@ class _App:
         self.terminal.type(NEW_CHAT)
         self.terminal.wait_for("Ask something to begin", ANSWER_S, mark)
 
-    def ask(self, question: str, end: str, ideal_s: float) -> Row:
-        """Ask, and type as the reply comes until `end` is on the screen and the app has come to rest."""
+    def shows_end(self, start: int) -> bool:
+        """Whether the end of a reply that began at `start` has just come on the screen."""
+        return self.terminal.brought(END, start)
+
+    def ask(self, question: str, ended: Callable[[int], bool], ideal_s: float) -> Row:
+        """Ask, and type as the reply comes until it has `ended` and the app has come to rest.
+
+        `ended` is asked again and again, with the place in the output where the reply can begin.
+        """
         terminal = self.terminal
         start = terminal.type(f"{question}\r")
         mark, finished, echoes = len(terminal.output), None, []
@@ -152,7 +162,7 @@ class _App:
             elif typed is None and now >= next_key and (finished is None or now < finished + SETTLE_S):
                 key = KEYS[len(echoes) % len(KEYS)]
                 typed = (key, terminal.type(key), len(terminal.output))
-            if finished is None and terminal.brought(end, mark):
+            if finished is None and ended(mark):
                 finished = now
             if now > start + ideal_s + ANSWER_S:
                 raise UserError(
