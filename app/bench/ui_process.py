@@ -34,7 +34,7 @@ from ...engine.events import (
 )
 from ...engine.no_tokenizer import NoTokenizer
 from ...engine.request import GenerationRequest, Message, SamplingParams
-from ...engine.thread import EngineThread, LoadOptions, Sink, settle
+from ...engine.thread import SWITCH_INTERVAL_S, EngineThread, LoadOptions, Sink, settle
 from ...models.checkpoint import Checkpoint
 from ...models.errors import UserError
 from .. import tui
@@ -87,6 +87,7 @@ class Scripted(EngineThread):
 
     def __init__(self) -> None:
         # The real constructor is not run: it would start the engine's thread.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._stop = threading.Event()
         self._ids = 0
 
