@@ -17,12 +17,10 @@ class Overflow:
 
     used: int
     limit: int
-    prompt: str | None
-    """The message that could not be sent; None when a reply was to be continued or tried again."""
     left_out: int
     """Turns from the beginning that would have to be left out, with those that are already; 0: of no use."""
     questions: tuple[str, ...]
-    """What the user wrote in those that would be left out now."""
+    """The messages of the user among those that would be left out now."""
     used_after: int
 
 

@@ -1,14 +1,19 @@
-"""What the user types or drops: shortened to a title, read as the path of an image."""
+"""What the user types or drops: shortened to a title, read as the paths of images."""
 
 from __future__ import annotations
 
+import os
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from .text import inert
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+OTHER_SUFFIXES = frozenset({".svg", ".heic", ".heif", ".avif"})
+"""Images too, which are not read; whoever drops one is to be told so."""
+_IMAGE_COMMAND = "/image "
 _TITLE_LENGTH = 48
 
 
@@ -28,11 +33,12 @@ def title_of(text: str) -> str:
 def image_paths(text: str) -> list[Path]:
     """The image files that `text` consists of, as a terminal pastes them on drag and drop.
 
-    Paths may be quoted, backslash-escaped or `file://` URLs, one or more. Anything else among them, or a
-    path of another kind, means that the text is a message: the result is empty.
+    Paths may be quoted, backslash-escaped or `file://` URLs, one or more, also of images in formats that are
+    not read. Anything else among them, or a path of another kind, means that the text is a message: the
+    result is empty.
     """
     whole = _image(text.strip())
-    if whole is not None and whole.is_file():  # an unescaped path with blanks in it
+    if whole is not None and os.path.isfile(whole):  # an unescaped path with blanks in it
         return [whole]
     try:
         words = shlex.split(text)
@@ -42,20 +48,36 @@ def image_paths(text: str) -> list[Path]:
     return [path for path in paths if path is not None] if all(paths) else []
 
 
-def _image(word: str) -> Path | None:
-    """`word` as the path of an image, None when it does not look like one."""
+def command_paths(text: str) -> list[Path]:
+    """The paths that `/image PATH ...` names, whatever is there; empty when `text` is no such command."""
+    rest = text.removeprefix(_IMAGE_COMMAND).strip() if text.startswith(_IMAGE_COMMAND) else ""
+    if not rest:
+        return []
+    if os.path.exists(_plain(rest)):  # an unescaped path with blanks in it
+        return [_plain(rest)]
+    try:
+        words = shlex.split(rest)
+    except ValueError:  # an apostrophe in an unquoted name
+        words = [rest]
+    return [_plain(word) for word in words]
+
+
+def _plain(word: str) -> Path:
+    """A path out of a `file://` URL or with a `~`."""
     if word.lower().startswith("file://"):
         word = unquote(urlsplit(word).path)
-    if "\n" in word or Path(word).suffix.lower() not in IMAGE_SUFFIXES:
+    path = Path(word)
+    with suppress(RuntimeError):  # the home of a user who is not there
+        path = path.expanduser()
+    return path
+
+
+def _image(word: str) -> Path | None:
+    """`word` as the path of an image, None when it does not look like one."""
+    path = _plain(word)
+    if "\n" in str(path) or path.suffix.lower() not in IMAGE_SUFFIXES | OTHER_SUFFIXES:
         return None
     # "logo.png" alone may be a word of a sentence; a path begins at a root or is there.
-    if not word.startswith(("/", "~", "./", "../")) and not _exists(word):
+    if not word.lower().startswith(("/", "~", "./", "../", "file://")) and not os.path.isfile(path):
         return None
-    return Path(word).expanduser()
-
-
-def _exists(word: str) -> bool:
-    try:
-        return Path(word).is_file()
-    except OSError:  # longer than a file name may be
-        return False
+    return path

@@ -19,9 +19,11 @@ from textual.keys import Keys
 from textual.screen import Screen
 
 from ..models.errors import UserError
+from . import clipboard
 from .actions import ACTIONS
-from .controller import INTERNAL_ERROR, Controller, ControllerEvent, ModelFailed, ModelReady, Told
+from .controller import INTERNAL_ERROR, Controller
 from .database import open_or_replace
+from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told
 from .guard import Guard
 from .library import scan
 from .paths import Paths
@@ -29,9 +31,10 @@ from .screens.chat import ChatScreen
 from .screens.conversations import ConversationsScreen
 from .screens.figures import FiguresScreen
 from .screens.help import HelpScreen
-from .screens.images import ImagesScreen
+from .screens.images import ImagesScreen, SeeingModelsScreen
 from .settings import Settings, SettingsStore
 from .theme import DARK, LIGHT, THEMES
+from .widgets.graphics import graphics_widget
 
 if TYPE_CHECKING:
     from ..engine.thread import EngineThread
@@ -42,6 +45,7 @@ log = logging.getLogger(__name__)
 def run(paths: Paths, model: str | None = None) -> int:
     """Open the app until the user quits; returns the exit code. `model` names the model to load."""
     recognise_alt_enter()
+    graphics_widget()  # asks the terminal, while it still answers
     app = LiteLlamaApp(paths, model)
     app.run()
     if app.controller.engine is not None:
@@ -149,6 +153,10 @@ class LiteLlamaApp(App[None]):
     async def on_unmount(self) -> None:
         await self.controller.close()  # whatever ended the app: the database's thread has to end too
 
+    def copy_to_clipboard(self, text: str) -> None:
+        super().copy_to_clipboard(text)
+        self.run_worker(partial(clipboard.copy, text), thread=True)
+
     # What the controller tells
 
     async def _told(self, event: ControllerEvent) -> None:
@@ -158,6 +166,8 @@ class LiteLlamaApp(App[None]):
             case ModelFailed(_, message):
                 self.notify(message, title="The model was not loaded", severity="error", markup=False)
                 self.action_models()
+            case CannotSee():
+                self.action_seeing_models()
             case ModelReady(name) if name != self.settings.model:
                 await self._use_settings(self.settings.model_copy(update={"model": name}))
         await self._chat.handle(event)
@@ -177,6 +187,17 @@ class LiteLlamaApp(App[None]):
             await self._add_model(first_run=False)
         elif choice is not None and choice.name is not None:
             await self.controller.load_model(choice.name)
+
+    @work(group="dialog", exclusive=True)
+    async def action_seeing_models(self) -> None:
+        """Offer models that see images in place of the one that is loaded."""
+        library = await asyncio.to_thread(scan, self.paths.models)
+        names = [checkpoint.path.name for checkpoint in library.models if checkpoint.config.vision]
+        name = await self.push_screen_wait(SeeingModelsScreen(self.controller.model_name or "", names))
+        if name:
+            await self.controller.load_model(name)
+        elif name is not None:
+            await self._add_model(first_run=False)
 
     async def _add_model(self, *, first_run: bool) -> None:
         from .screens.wizard import WizardScreen
@@ -201,13 +222,20 @@ class LiteLlamaApp(App[None]):
         self.push_screen(FiguresScreen(self.controller, self._chat.load))
 
     def action_images(self) -> None:
-        self.push_screen(ImagesScreen())
+        self.push_screen(ImagesScreen(self._chat))
 
     @work(group="dialog", exclusive=True)
     async def action_conversations(self) -> None:
-        chosen = await self.push_screen_wait(ConversationsScreen(self.controller))
+        await self._choose_conversation(search=False)
+
+    @work(group="dialog", exclusive=True)
+    async def action_search(self) -> None:
+        await self._choose_conversation(search=True)
+
+    async def _choose_conversation(self, *, search: bool) -> None:
+        chosen = await self.push_screen_wait(ConversationsScreen(self.controller, search=search))
         if chosen is not None:
-            await self.controller.open_conversation(chosen)
+            await self._chat.open_conversation(chosen.conversation_id, chosen.turn_id)
 
     @work(group="dialog", exclusive=True)
     async def action_settings(self) -> None:

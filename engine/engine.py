@@ -30,8 +30,8 @@ from .events import (
     ThinkingDelta,
     Usage,
 )
-from .image_features import ImageFeatures
-from .image_processor import ImageProcessor
+from .image_features import ImageFeatures, PrepareImage
+from .image_processor import ImageProcessor, raw_pixels
 from .image_prompt import ImageTokenizer, place_images, salts
 from .images import Image
 from .kv_cache import PagePool, allocate_cache
@@ -71,15 +71,18 @@ class Engine:
         options: EngineOptions,
         *,
         name: str,
-        image_processor: ImageProcessor | None = None,
+        prepare_image: PrepareImage | None = None,
     ) -> None:
         """Run `model` with the KV cache of `plan`; its device and dtype are those of its weights.
 
-        A model that sees images needs the `image_processor` of its checkpoint to do so.
+        A model that sees images needs `prepare_image` to do so.
         """
         config, weight = model.config, model.embed_tokens.weight
         self.tokenizer = tokenizer
         cache = allocate_cache(config, plan.kv_pages, weight.dtype, weight.device)
+        features = None
+        if prepare_image:
+            features = ImageFeatures(model, prepare_image, cuda_graph=options.captures)
         self.runner = ModelRunner(
             model,
             cache,
@@ -87,9 +90,9 @@ class Engine:
             max_sequences=options.max_sequences,
             max_context=plan.max_context,
             cuda_graphs=options.captures,
-            features=ImageFeatures(model, image_processor) if image_processor else None,
+            features=features,
         )
-        self._vision = config.vision if image_processor else None
+        self._vision = config.vision if features else None
         self.runner.warm_up()
         self.pool = PagePool(plan.kv_pages)
         self.scheduler = Scheduler(
@@ -118,7 +121,7 @@ class Engine:
             operators=model.ops.name,
             defaults=tokenizer.defaults,
             thinking=tokenizer.thinking,
-            sees_images=self._vision is not None,
+            image_tokens=self._vision.tokens if self._vision else 0,
         )
 
     @classmethod
@@ -138,19 +141,21 @@ class Engine:
         plan = plan_memory(config, dtype, device, options)
         if config.vision:
             tokenizer = ImageTokenizer(checkpoint.path, config.vision)
-            processor = ImageProcessor.from_checkpoint(checkpoint.path, config.vision)
+            prepare = ImageProcessor.from_checkpoint(checkpoint.path, config.vision).prepare
         else:
-            tokenizer, processor = Tokenizer(checkpoint.path), None
+            tokenizer, prepare = Tokenizer(checkpoint.path), None
         checkpoint.verify(progress=_Counter(checkpoint.size, "Checking the files", progress))
         counter = _Counter(checkpoint.weights.stat().st_size, "Loading the weights", progress)
         ops = options.operators(device)
         model = load_decoder(checkpoint, ops, device, dtype, plan.max_context, counter)
         name = checkpoint.manifest.name
-        return cls(model, tokenizer, plan, options, name=name, image_processor=processor)
+        return cls(model, tokenizer, plan, options, name=name, prepare_image=prepare)
 
     @classmethod
     def random(cls, config: ModelConfig, options: EngineOptions = DEFAULT_OPTIONS, *, name: str) -> Engine:
         """A model of random weights and no vocabulary, for benchmarks; nothing is read from disk.
+
+        If it sees images, their content is RGB bytes in the size that it takes.
 
         Raises UserError (unknown device, not enough memory).
         """
@@ -158,7 +163,8 @@ class Engine:
         dtype = resolve_dtype(options.dtype, device, config.dtype)
         plan = plan_memory(config, dtype, device, options)
         model = random_decoder(config, options.operators(device), device, dtype, plan.max_context)
-        return cls(model, NoTokenizer(), plan, options, name=name)
+        prepare = raw_pixels if config.vision else None
+        return cls(model, NoTokenizer(), plan, options, name=name, prepare_image=prepare)
 
     @property
     def busy(self) -> bool:

@@ -33,8 +33,13 @@ class ModelInfo:
     defaults: dict[str, float | int]
     """Sampling defaults from the checkpoint's generation_config.json (temperature, top_p, top_k, ...)."""
     thinking: ThinkingMode = "never"
-    sees_images: bool = False
-    """Whether messages may carry images."""
+    image_tokens: int = 0
+    """Tokens of the prompt that one image takes; 0 if messages may carry none."""
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether messages may carry images."""
+        return self.image_tokens > 0
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from ..models.errors import CheckpointError, UnsupportedModelError
 if TYPE_CHECKING:
     from PIL.Image import Image as Pixels
 
+    from .images import Image
+
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's, for checkpoints that leave them out."""
@@ -101,6 +103,10 @@ class ImageProcessor:
             size = (max(size), max(size))
         return self.crop or self._resized(size)
 
+    def prepare(self, image: Image) -> Tensor:
+        """The content of an image file -> [3, height, width] fp32."""
+        return self(image.pixels())
+
     def __call__(self, image: Pixels) -> Tensor:
         """An 8-bit RGB image -> [3, height, width] fp32."""
         from PIL import Image as pillow
@@ -127,3 +133,10 @@ class ImageProcessor:
         if width <= height:
             return self.shortest_edge, int(self.shortest_edge * height / width)
         return int(self.shortest_edge * width / height), self.shortest_edge
+
+
+def raw_pixels(image: Image) -> Tensor:
+    """In place of a processor, for models of random weights: content that is RGB bytes -> [3, H, W] fp32."""
+    width, height = image.size
+    values = torch.frombuffer(bytearray(image.content), dtype=torch.uint8).view(height, width, 3)
+    return values.permute(2, 0, 1).float().div_(127.5).sub_(1)

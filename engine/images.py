@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import stat
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,10 +32,13 @@ MAX_PIXELS = 64_000_000
 MAX_RATIO = 100
 """Length to width: a model sees a square, and to make one of a thread, its width grows to the square's."""
 
+_one_at_a_time = threading.Lock()
+"""Python's warning filters belong to the process, and the app reads images beside the engine's thread."""
+
 
 @dataclass(frozen=True)
 class Image:
-    """The content of a sound image file; two of equal content are equal. Made by `read_image`."""
+    """The content of a sound image file; two of equal content are equal. Made by `image_of`."""
 
     name: str = field(compare=False)
     """The file's, for messages to the user."""
@@ -66,8 +70,11 @@ class PlacedImage:
 
 def read_image(path: Path) -> Image:
     """Read and check an image file. Raises UserError saying what is wrong with it."""
-    content = _read(path)
-    name = path.name
+    return image_of(path.name, _read(path))
+
+
+def image_of(name: str, content: bytes) -> Image:
+    """Check the content of an image file. Raises UserError saying what is wrong with it."""
     if not content:
         raise UserError(f"{name} is empty: choose another image.")
     with _opened(name, content) as image:
@@ -114,7 +121,7 @@ def _opened(name: str, content: bytes) -> Iterator[Pixels]:
     most = MAX_PIXELS // 1_000_000
     too_large = f"{name} has too many pixels, and {most} million are the most: make it smaller first."
     try:
-        with warnings.catch_warnings():
+        with _one_at_a_time, warnings.catch_warnings():
             # Pillow's own limits are wider than ours, but they are applied before we know the size.
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning)  # oddities that do no harm

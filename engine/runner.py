@@ -21,7 +21,7 @@ from .sequence import Sequence
 
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 """Sequences of a decode step that has a graph; what lies between is padded."""
-PREFILL_SIZES = (16, 32, 64, 128, 256, 512, 1024)
+PREFILL_SIZES = (16, 32, 64, 128, 256, 384, 512, 640, 768, 1024)
 """Tokens of a prefill that has a graph: longer ones keep the device busy while the host launches."""
 WARM_SIZES = (256, 128, 64)
 """Prefill graphs captured at the start, with that of one sequence's decode: a first message's."""
@@ -71,7 +71,13 @@ class ModelRunner:
         self.state = DeviceState.allocate(max_sequences, max_context, model.config.vocab_size, device)
         self.steps_ahead = 1 if device.type == "cuda" else 0
         """Steps that may be launched before the tokens of an earlier one are fetched."""
-        self._features = features
+        self.features = features
+        self._images = None
+        if features:
+            rows = PREFILL_SIZES[-1]
+            embeddings = model.embed_tokens.weight.new_empty(rows, model.config.hidden_size)
+            self._images = torch.zeros(rows, dtype=torch.bool, device=device), embeddings
+            """`PrefillBatch.images` for the prefills that have a graph, which reads them here."""
         self._graphs = Graphs(device) if cuda_graphs and device.type == "cuda" else None
         self._entered: dict[int, tuple[Sequence, int]] = {}
 
@@ -140,7 +146,7 @@ class ModelRunner:
             self._entered[sequence.slot] = admission
             self.state.enter(sequence)
         head = [sequence.slot, chunk.start, chunk.count]
-        images = self._features and self._features.between(sequence.images, chunk.start, end)
+        images = self.features and self.features.between(sequence.images, chunk.start, end)
         self._prefill(head, sequence.tokens[chunk.start : end], last=chunk.is_last, images=images)
 
     def _prefill(
@@ -151,16 +157,32 @@ class ModelRunner:
         last: bool = True,
         images: tuple[list[int], Tensor] | None = None,
     ) -> None:
-        """images: rows of the chunk that belong to images, and their embeddings; no graph has those."""
+        """images: rows of the chunk that belong to images, and their embeddings."""
         size = min((size for size in PREFILL_SIZES if size >= len(ids)), default=0) if last else 0
-        if images or not (self._graphs and size):
-            rows = images and (self.state.upload(images[0], torch.int64), images[1])
-            self._prefill_step(self.state.upload([*head, *ids], torch.int32), last=last, images=rows)
+        if not (self._graphs and size):
+            shown = images and self._shown(*images, len(ids))
+            self._prefill_step(self.state.upload([*head, *ids], torch.int32), last=last, images=shown)
             return
-        function = partial(self._prefill_step, last=True)
+        shown = images and self._shown(*images, size, self._images)
+        function = partial(self._prefill_step, last=True, images=shown)
         inputs = [*head, *ids, *[0] * (size - len(ids))]
         idle = [self.state.padding, 0, 1, *[0] * size]
-        self._run(("prefill", size), function, inputs, idle)
+        self._run(("prefill", size, bool(images)), function, inputs, idle)
+
+    def _shown(
+        self, rows: list[int], embeddings: Tensor, size: int, into: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`PrefillBatch.images` of `size` rows, in tensors of its own or in the first rows of `into`."""
+        if into is None:
+            into = (
+                self.state.positions.new_empty(size, dtype=torch.bool),
+                embeddings.new_empty(size, embeddings.shape[1]),
+            )
+        is_image, embedded = into[0][:size], into[1][:size]
+        where = self.state.upload(rows, torch.int64)
+        is_image.zero_().index_fill_(0, where, True)
+        embedded.index_copy_(0, where, embeddings)
+        return is_image, embedded
 
     def _run(self, key: object, function: Function, inputs: Inputs, idle: Inputs) -> None:
         if self._graphs:

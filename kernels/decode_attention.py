@@ -131,16 +131,6 @@ def _load_block(
 
 
 @triton.jit
-def _prefetch(ptr, size, mask):
-    """Ask for `size` bytes at each pointer [N] where mask [N], into the second-level cache (PTX ISA 8.0)."""
-    tl.inline_asm_elementwise(
-        """{ .reg .pred wanted; setp.ne.s32 wanted, $3, 0;
-        @wanted cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }""",
-        "=r,l,r,r", [ptr.to(tl.int64), size, mask.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
 def _power_of_two(exponent):
     """2 ** exponent, exactly, for whole exponents of at most 0; below -126 it is 0."""
     biased = tl.maximum(exponent, -127.0).to(tl.int32) + 127
@@ -219,7 +209,7 @@ def _decode_attention_kernel(
     scale, eps, part_stride, table_stride, q_heads, kv_heads, group,
     PARTS: tl.constexpr, GROUP_PAD: tl.constexpr, GROUP_POWER: tl.constexpr, HALF: tl.constexpr,
     HALF_PAD: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
-    EARLY: tl.constexpr, PREFETCH: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr,
+    EARLY: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr,
     SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program (sequence, key/value head, share): every num_programs(2)-th split of the sequence.
@@ -230,7 +220,7 @@ def _decode_attention_kernel(
 
     EARLY: the first block is read before the inputs are there, each further one while the one before it is
     computed, in registers: a short latency. Else STAGES blocks are on their way to shared memory: more at
-    a time on each processor; and PREFETCH tokens are asked for before the inputs are there.
+    a time on each processor.
     """
     start_dependents(PDL)
     sequence, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -252,13 +242,6 @@ def _decode_attention_kernel(
             k_ptr, v_ptr, table_ptr, share * length, tl.minimum((share + 1) * length, position), row_size,
             HALF, HALF_PAD, DIM_PAD, BLOCK_N,
         )  # fmt: skip
-    if PREFETCH > 0:
-        ahead = share * length + tl.arange(0, PREFETCH)
-        wanted = ahead < tl.minimum((share + 1) * length, position)
-        rows = paging.row_offsets(table_ptr, ahead, wanted, row_size)
-        row_bytes = tl.full((PREFETCH,), size * dtype.primitive_bitwidth // 8, tl.int32)
-        _prefetch(k_ptr + rows, row_bytes, wanted)
-        _prefetch(v_ptr + rows, row_bytes, wanted)
     page = tl.load(table_ptr + position // paging.PAGE_SIZE).to(tl.int64)
     half, dim = tl.arange(0, HALF_PAD), tl.arange(0, DIM_PAD)
     in_half, in_head = half < HALF, dim < size
@@ -368,25 +351,22 @@ def rule(head_dim: int, dtype: torch.dtype, where: Target, *, few: bool) -> Opti
     """As `tile`, where nothing was measured."""
     large = dtype == torch.float32
     block_n = 16 if head_dim > 128 or (large and head_dim > 64) else 32 if large or head_dim > 64 else 64
-    threads = 256 if large else 128
     if few:
-        return _early(block_n, 64, threads, where)
-    return _staged(block_n, 128, threads, 1 if where.hip or large else 2, 0, 4, where)
+        return _early(block_n, 64, 256 if large else 128, where)
+    # Few threads a program: what they exchange at every block holds them up.
+    return _staged(block_n, 128, 256 if large else 64, 1 if where.hip or large else 2, 4, where)
 
 
 def _early(block_n: int, min_split: int, threads: int, where: Target) -> Options:
-    return _staged(block_n, min_split, threads, 1, 0, 4, where) | {"EARLY": 1}
+    return _staged(block_n, min_split, threads, 1, 4, where) | {"EARLY": 1}
 
 
-def _staged(
-    block_n: int, min_split: int, threads: int, stages: int, prefetch: int, programs: int, where: Target
-) -> Options:
+def _staged(block_n: int, min_split: int, threads: int, stages: int, programs: int, where: Target) -> Options:
     return {
         "BLOCK_N": block_n,
         "MIN_SPLIT": min_split,
         "STAGES": stages,
         "EARLY": 0,
-        "PREFETCH": prefetch,
         "PROGRAMS": programs,
         "num_warps": where.warps(threads),
         "num_stages": 1,
@@ -400,9 +380,8 @@ def candidates(head_dim: int, where: Target, *, few: bool) -> Iterator[Options]:
             if block_n <= min_split and 16 <= block_n * head_dim // threads <= 64:
                 yield _early(block_n, min_split, threads, where)
     else:
-        tried = product((32, 64), (128, 256), (64, 128), (2, 3), (0, 64, 128) if where.pdl else (0,), (4, 8))
-        for block_n, min_split, threads, stages, prefetch, programs in tried:
-            yield _staged(block_n, min_split, threads, stages, prefetch, programs, where)
+        for tried in product((32, 64), (128, 256), (64, 128), (2, 3), (4, 8)):
+            yield _staged(*tried, where)
 
 
 class Scratch:
@@ -470,8 +449,6 @@ def triton_decode_attention(
     space = scratch(batch, q_heads, kv_heads, head_dim, qkv.device)
     options = dict(tile(head_dim, group, k_cache.dtype, where, norm=q_norm is not None, few=few))
     shares = share_count(batch, kv_heads, options.pop("PROGRAMS"), where)
-    if not where.pdl:  # the instruction came with it
-        options["PREFETCH"] = 0
     chain = {"PDL": 0} if one_sequence else where.chain(early=batch == 1)
     launch = partial(
         _decode_attention_kernel[(batch, kv_heads, shares)],

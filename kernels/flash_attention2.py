@@ -52,6 +52,16 @@ def reference(
 
 
 @triton.jit
+def online_softmax(scores, row_sum, row_max):
+    """Scores [M, N] of further keys, in units of log 2 -> their weights, what was summed before is to be
+    multiplied with, the new row_sum and row_max [M]. A row has seen a finite score, now if not before."""
+    new_max = tl.maximum(row_max, tl.max(scores, 1))
+    weights = tl.exp2(scores - new_max[:, None])
+    correction = tl.exp2(row_max - new_max)
+    return weights, correction, row_sum * correction + tl.sum(weights, 1), new_max
+
+
+@triton.jit
 def attend_block(
     acc, row_sum, row_max, q, k_ptr, v_ptr, table_ptr, start, context, q_position, scale, row_size,
     HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
@@ -72,13 +82,10 @@ def attend_block(
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
     if MASKED:
         scores = tl.where(q_position[:, None] >= position[None, :], scores, -float("inf"))
-    new_max = tl.maximum(row_max, tl.max(scores, 1))
-    weights = tl.exp2(scores - new_max[:, None])
-    correction = tl.exp2(row_max - new_max)
-    row_sum = row_sum * correction + tl.sum(weights, 1)
+    weights, correction, row_sum, row_max = online_softmax(scores, row_sum, row_max)
     v = tl.load(v_ptr + offsets, inside, other=0.0)
     acc = tl.dot(weights.to(v.dtype), v, acc * correction[:, None], input_precision="ieee")
-    return acc, row_sum, new_max
+    return acc, row_sum, row_max
 
 
 @triton.jit

@@ -14,12 +14,15 @@ from . import (
     decode_attention,
     flash_attention1,
     flash_attention2,
+    gelu,
     image_attention,
     kv_write,
+    layernorm,
     mul,
     rmsnorm,
     rope,
     sampling,
+    skip_layernorm,
     skip_rmsnorm,
     softmax,
     step,
@@ -47,6 +50,20 @@ class SkipRmsNorm(Protocol):
         ...
 
 
+class LayerNorm(Protocol):
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """x [T, H]; weight, bias [H] -> [T, H] in x's dtype."""
+        ...
+
+
+class SkipLayerNorm(Protocol):
+    def __call__(
+        self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """x, residual [T, H] -> (layernorm(total), total) of total = x + residual."""
+        ...
+
+
 class Rope(Protocol):
     def __call__(
         self,
@@ -71,6 +88,12 @@ class Rope(Protocol):
 class Swiglu(Protocol):
     def __call__(self, gate_up: Tensor) -> Tensor:
         """gate_up [T, 2F] -> silu(gate) * up, [T, F]."""
+        ...
+
+
+class Gelu(Protocol):
+    def __call__(self, x: Tensor) -> Tensor:
+        """Elementwise activation of a tensor of any shape."""
         ...
 
 
@@ -118,8 +141,8 @@ class PrefillAttention(Protocol):
 
 
 class ImageAttention(Protocol):
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Attention of every patch of an image to all of it; q, k, v [N, H, T, D] -> [N, H, T, D]."""
+    def __call__(self, qkv: Tensor, heads: int, scale: float) -> Tensor:
+        """Attention of every token of an image to all of them; qkv [N, T, 3 * H * D] -> [N, T, H * D]."""
         ...
 
 
@@ -206,8 +229,12 @@ class Operators:
     linear: LinearOperators
     rmsnorm: RmsNorm
     skip_rmsnorm: SkipRmsNorm
+    layernorm: LayerNorm
+    skip_layernorm: SkipLayerNorm
     rope: Rope
     swiglu: Swiglu
+    gelu: Gelu
+    quick_gelu: Gelu
     mul: Mul
     softmax: Softmax
     kv_write: KVWrite
@@ -225,8 +252,12 @@ def reference_operators() -> Operators:
         linear=REFERENCE,
         rmsnorm=rmsnorm.cpu,
         skip_rmsnorm=skip_rmsnorm.reference,
+        layernorm=layernorm.reference,
+        skip_layernorm=skip_layernorm.reference,
         rope=rope.reference,
         swiglu=swiglu.reference,
+        gelu=gelu.reference,
+        quick_gelu=gelu.quick_reference,
         mul=mul.reference,
         softmax=softmax.reference,
         kv_write=kv_write.reference,
@@ -259,13 +290,17 @@ def triton_operators(
         linear=FusedLinear(batch_invariant) if fused else UNFUSED,
         rmsnorm=rmsnorm.triton_rmsnorm,
         skip_rmsnorm=skip_rmsnorm.triton_skip_rmsnorm,
+        layernorm=layernorm.triton_layernorm,
+        skip_layernorm=skip_layernorm.triton_skip_layernorm,
         rope=rope.triton_rope,
         swiglu=swiglu.triton_swiglu,
+        gelu=gelu.triton_gelu,
+        quick_gelu=gelu.triton_quick_gelu,
         mul=mul.triton_mul,
         softmax=softmax.triton_softmax,
         kv_write=kv_write.triton_kv_write,
         prefill_attention=PREFILL_ATTENTION[attention],
-        image_attention=image_attention.reference,
+        image_attention=image_attention.triton_image_attention,
         decode_attention=decode,
         begin_step=step.triton_begin_step,
         sample=sampling.triton_sample,

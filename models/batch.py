@@ -33,7 +33,7 @@ class PrefillBatch:
     logit_rows: Tensor | None
     """Rows [R] int64 whose logits are wanted; None: no logits are."""
     images: tuple[Tensor, Tensor] | None = None
-    """Rows [I] int64 that belong to images, and their embeddings [I, H] in the place of the tokens'."""
+    """Which rows belong to images [T] bool, and embeddings [T, H], for those rows in place of the tokens'."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..kernels import Hidden, Operators, sum_parts
@@ -131,7 +132,7 @@ class Decoder(Module):
         self._layers_and_next_norms = list(zip(layers, norms[1:], strict=True))
         if config.vision:
             self.vision_tower = VisionTower(config.vision, ops)
-            self.multi_modal_projector = Projector(config.vision, config.hidden_size)
+            self.multi_modal_projector = Projector(config.vision, config.hidden_size, ops)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Embeddings [N, tokens, H] of images [N, 3, size, size], for a model that sees them."""
@@ -141,7 +142,8 @@ class Decoder(Module):
         """Logits [R, vocab_size] fp32 of the wanted rows; the KV cache is extended by the batch's tokens."""
         embedded = self.embed_tokens(batch.token_ids)
         if batch.images:
-            embedded = embedded.index_copy(0, *batch.images)
+            is_image, images = batch.images
+            embedded = torch.where(is_image[:, None], images, embedded)
         hidden = self._layers(embedded, batch, caches)
         if batch.logit_rows is None:
             return None

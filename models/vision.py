@@ -8,23 +8,39 @@ which the first is the class token, and C is the tower's width. Parameters are n
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import Operators, product
+from ..kernels.operators import Gelu
 from .config import VisionConfig
 from .linear import Embedding, Module
 
 
-def quick_gelu(x: Tensor) -> Tensor:
-    """CLIP's approximation of GELU."""
-    return x * torch.sigmoid(1.702 * x)
+def activation(name: str, ops: Operators) -> Gelu:
+    """The operator for an activation of config.ACTIVATIONS."""
+    return {"quick_gelu": ops.quick_gelu, "gelu": ops.gelu}[name]
 
 
-ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+class LayerNorm(Module):
+    """Layer normalisation of rows, with a weight and a bias [size] each."""
+
+    def __init__(self, size: int, eps: float, ops: Operators) -> None:
+        super().__init__()
+        self.ops = ops
+        self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(size), requires_grad=False)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, size] -> [T, size]."""
+        return self.ops.layernorm(x, self.weight, self.bias, self.eps)
+
+    def after(self, added: Tensor | None, stream: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of the stream with what is added to it, and that stream; all [T, size]."""
+        if added is None:
+            return self(stream), stream
+        return self.ops.skip_layernorm(added, stream, self.weight, self.bias, self.eps)
 
 
 class Affine(Module):
@@ -67,25 +83,22 @@ class Attention(Module):
         super().__init__()
         self.ops = ops
         self.num_heads = config.num_heads
+        self.scale = (config.hidden_size // config.num_heads) ** -0.5
         self.qkv_proj = Affine(config.hidden_size, 3 * config.hidden_size)
         self.out_proj = Affine(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, T, C] -> [N, T, C]."""
-        images, tokens, width = x.shape
-        head_dim = width // self.num_heads
-        qkv = self.qkv_proj(x).view(images, tokens, 3, self.num_heads, head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        attended = self.ops.image_attention(q, k, v, head_dim**-0.5)
-        return self.out_proj(attended.transpose(1, 2).reshape(x.shape))
+    def forward(self, x: Tensor, images: int) -> Tensor:
+        """[N * T, C] -> [N * T, C] of N images."""
+        qkv = self.qkv_proj(x).unflatten(0, (images, -1))
+        return self.out_proj(self.ops.image_attention(qkv, self.num_heads, self.scale).flatten(0, 1))
 
 
 class Mlp(Module):
     """Two linear layers with the tower's activation between them."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, ops: Operators) -> None:
         super().__init__()
-        self.activation = ACTIVATION[config.activation]
+        self.activation = activation(config.activation, ops)
         self.fc1 = Affine(config.hidden_size, config.intermediate_size)
         self.fc2 = Affine(config.intermediate_size, config.hidden_size)
 
@@ -94,18 +107,22 @@ class Mlp(Module):
 
 
 class Layer(Module):
-    """Attention and feed-forward network, each behind a norm and added to the residual stream."""
+    """Attention and feed-forward network, each behind a norm and added to the residual stream.
+
+    The addition is one kernel with the norm after it, so the second one is left to the next layer.
+    """
 
     def __init__(self, config: VisionConfig, ops: Operators) -> None:
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps, ops)
         self.self_attn = Attention(config, ops)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.mlp = Mlp(config)
+        self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps, ops)
+        self.mlp = Mlp(config, ops)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
+    def forward(self, normed: Tensor, stream: Tensor, images: int) -> tuple[Tensor, Tensor]:
+        """The stream [N * T, C] and its layer_norm1 -> what is still to be added, and the stream."""
+        normed, stream = self.layer_norm2.after(self.self_attn(normed, images), stream)
+        return self.mlp(normed), stream
 
 
 class VisionTower(Module):
@@ -115,30 +132,32 @@ class VisionTower(Module):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.pre_layrnorm = LayerNorm(config.hidden_size, config.layer_norm_eps, ops)
         layers = [Layer(config, ops) for _ in range(config.num_layers)]
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
         self._layers = layers
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels [N, 3, S, S] -> the features of the wanted layers side by side, [N, tokens, L * C]."""
-        wanted = self.config.feature_layers
-        state = self.pre_layrnorm(self.embeddings(pixels))
-        kept = {0: state}
-        for index, layer in enumerate(self._layers, start=1):
-            state = layer(state)
+        images, wanted = len(pixels), self.config.feature_layers
+        stream, added = self.pre_layrnorm(self.embeddings(pixels).flatten(0, 1)), None
+        kept = {}
+        for index, layer in enumerate(self._layers):
+            normed, stream = layer.layer_norm1.after(added, stream)
             if index in wanted:
-                kept[index] = state
-        features = torch.cat([kept[index] for index in wanted], -1)
+                kept[index] = stream
+            added, stream = layer(normed, stream, images)
+        kept[len(self._layers)] = stream if added is None else stream + added
+        features = torch.cat([kept[index] for index in wanted], -1).unflatten(0, (images, -1))
         return features if self.config.with_class_token else features[:, 1:]
 
 
 class Projector(Module):
     """Features of the tower to embeddings of the decoder."""
 
-    def __init__(self, config: VisionConfig, text_size: int) -> None:
+    def __init__(self, config: VisionConfig, text_size: int, ops: Operators) -> None:
         super().__init__()
-        self.activation = ACTIVATION[config.projector_activation]
+        self.activation = activation(config.projector_activation, ops)
         features = config.hidden_size * len(config.feature_layers)
         self.linear_1 = Affine(features, text_size, config.projector_bias)
         self.linear_2 = Affine(text_size, text_size, config.projector_bias)

@@ -203,10 +203,61 @@ def write_generation_config(directory: Path) -> None:
     (directory / "generation_config.json").write_text(json.dumps(generation, indent=2), encoding="utf-8")
 
 
+def draw(model: torch.nn.Module, image_encoder: float = 0.0) -> None:
+    """Draw what transformers starts alike: norms at 1 and biases at 0, which would hide a mix-up of either.
+
+    LLaVA's image encoder, which starts so small that no image differs from another, gets weights of the
+    standard deviation `image_encoder`.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.5)
+            elif "norm" in name:  # and CLIP's pre_layrnorm
+                parameter.uniform_(0.5, 1.5)
+            elif "vision_tower" in name or "projector" in name:
+                parameter.normal_(0, image_encoder)
+
+
+class MakeShape(Protocol):
+    """Writes a random bfloat16 checkpoint of a `config.json` into `directory`; returns transformers' model.
+
+    The model is made on `device`: at a real model's size a GPU draws the weights in no time. A LLaVA config's
+    image token becomes that of the tests' tokenizer.
+    """
+
+    def __call__(self, raw_config: dict[str, Any], directory: Path, device: torch.device) -> Any: ...
+
+
+@pytest.fixture(scope="session")
+def make_shape() -> MakeShape:
+    """A function that writes a random checkpoint of any shape; see MakeShape."""
+    import transformers
+
+    def make(raw_config: dict[str, Any], directory: Path, device: torch.device) -> Any:
+        tokenizer, auto, image_encoder = make_tokenizer(), transformers.AutoModelForCausalLM, 0.0
+        if vision := raw_config.get("vision_config"):
+            image_encoder = 1.3 * vision["hidden_size"] ** -0.5  # so that a layer's output is as its input
+            auto = transformers.AutoModelForImageTextToText
+            tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+            image_token = tokenizer.convert_tokens_to_ids("<image>")
+            raw_config = raw_config | {"image_token_index": image_token}
+        config = transformers.AutoConfig.for_model(**raw_config)
+        with torch.random.fork_rng(), torch.device(device):
+            torch.manual_seed(0)
+            model = auto.from_config(config, dtype=torch.bfloat16)
+            draw(model, image_encoder)
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        write_generation_config(directory)
+        return model.eval()
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def make_checkpoint() -> MakeCheckpoint:
     """A function that writes a tiny random checkpoint; see MakeCheckpoint."""
-    import torch
     import transformers
 
     def make(
@@ -224,13 +275,7 @@ def make_checkpoint() -> MakeCheckpoint:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = model_class(config)
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    # transformers starts norms at 1 and biases at 0, which would hide a mix-up of either.
-                    if name.endswith("bias"):
-                        parameter.normal_(0, 0.5)
-                    elif "norm" in name:
-                        parameter.uniform_(0.5, 1.5)
+            draw(model)
         model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=max_shard_size)
         make_tokenizer(thinking).save_pretrained(directory)
         write_generation_config(directory)
@@ -242,7 +287,6 @@ def make_checkpoint() -> MakeCheckpoint:
 @pytest.fixture(scope="session")
 def make_llava() -> MakeLlava:
     """A function that writes a tiny random LLaVA checkpoint; see MakeLlava."""
-    import torch
     import transformers
     from tokenizers import processors
     from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
@@ -274,14 +318,7 @@ def make_llava() -> MakeLlava:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = LlavaForConditionalGeneration(config)
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    if name.endswith("bias"):
-                        parameter.normal_(0, 0.5)
-                    elif "norm" in name or "layrnorm" in name:
-                        parameter.uniform_(0.5, 1.5)
-                    elif "vision_tower" in name or "projector" in name:
-                        parameter.normal_(0, 0.2)
+            draw(model, image_encoder=0.2)
         model.save_pretrained(directory, max_shard_size=max_shard_size)
         size = vision_config.image_size
         rule: dict[str, Any] = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}

@@ -177,6 +177,31 @@ def context(
 
 
 @bench.command()
+def images(
+    ctx: typer.Context,
+    shape: Annotated[
+        str, typer.Option(metavar="NAME", help="Random weights at the shape of a model that sees images.")
+    ] = "LLaVA-1.5-7B",
+    prompt_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Tokens of the prompt beside those of the image.")
+    ] = 64,
+    new_tokens: NewTokens = 128,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    repeats: Repeats = 5,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """An image in the prompt, beside transformers and beside text alone."""
+    with _session(ctx, None, shape, device, dtype, as_json, out) as (subject, tell, publish):
+        from .images import measure
+
+        publish(
+            measure(subject, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, tell=tell)
+        )
+
+
+@bench.command()
 def serve(
     ctx: typer.Context,
     model: Model = None,

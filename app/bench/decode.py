@@ -101,14 +101,16 @@ def _same(row: Row) -> str:
     return f"{min(equal)} of {count}" if min(equal) == max(equal) else f"{min(equal)}-{max(equal)} of {count}"
 
 
+ENGINE = Column("Engine", lambda row: row["engine"])
+SAME_TOKENS = Column("Tokens as ours", _same)
 _COLUMNS = (
-    Column("Engine", lambda row: row["engine"]),
+    ENGINE,
     Column("Batch", lambda row: str(row["batch"])),
     FIRST_TOKEN,
     DECODE_RATE,
     Column("GB/s", lambda row: rate(row["gb_per_s"])),
     Column("% of copy", lambda row: f"{row['percent_of_copy']:.0f}"),
-    Column("Tokens as ours", _same),
+    SAME_TOKENS,
 )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...models.config import ModelConfig
 from ...models.errors import UserError
-from ...models.weights import targets
+from ...models.weights import is_ignored, source_name, targets
 from .timing import Generate
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def shared_weights(engine: Engine, config: ModelConfig) -> dict[str, Tensor]:
         parts = state[target.name.removeprefix("model.")].split(
             [source.shape[0] for source in target.sources]
         )
-        shared |= {source.name: part for source, part in zip(target.sources, parts, strict=True)}
+        for source, part in zip(target.sources, parts, strict=True):
+            shared[source.name] = part.view(source.shape)
     if config.tie_word_embeddings:
         shared["lm_head.weight"] = shared["model.embed_tokens.weight"]
     return shared
@@ -48,7 +49,7 @@ class Rival:
     def __init__(self, name: str, raw_config: dict[str, Any], weights: dict[str, Tensor]) -> None:
         """`name` is one of RIVALS; nothing is compiled yet."""
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
         self.name = name
         self.warm_ups = 2 if name == COMPILED else 1
@@ -56,12 +57,16 @@ class Rival:
         torch.compiler.reset()  # what was compiled for another batch must not count as a recompilation
         embedding = weights["model.embed_tokens.weight"]
         config = AutoConfig.for_model(**raw_config)
+        kind = AutoModelForImageTextToText if "vision_config" in raw_config else AutoModelForCausalLM
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config, dtype=embedding.dtype)
-        model.load_state_dict(weights, strict=True, assign=True)
+            model: Any = kind.from_config(config, dtype=embedding.dtype)
+        for path, module in list(model.named_modules()):
+            # Tables of frequencies and positions are no weights, so they are still on the meta device: make
+            # the modules that have them anew.
+            if list(module.buffers(recurse=False)):
+                model.set_submodule(path, type(module)(module.config).to(embedding.device))
+        model.load_state_dict(_named_as_in(model, weights, raw_config), strict=True, assign=True)
         model.tie_weights()
-        # Its table of frequencies is no weight, so it is still on the meta device: make it anew.
-        model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(embedding.device)
         self.model = model.eval().requires_grad_(False)
         self.model.generation_config = self._generation_config()
 
@@ -88,8 +93,11 @@ class Rival:
             "torch_compile": {"mode": config.compile_config.mode, "dynamic": False} if compiled else None,
         }
 
-    def generator(self, prompts: list[list[int]]) -> Generate:
-        """Generates for prompts of one length; raises UserError if it was to compile and did not."""
+    def generator(self, prompts: list[list[int]], **images: Tensor) -> Generate:
+        """Generates for prompts of one length; raises UserError if it was to compile and did not.
+
+        `images` are what the model takes beside tokens.
+        """
         import torch
 
         ids = torch.tensor(prompts, device=self.model.device)
@@ -99,7 +107,7 @@ class Rival:
 
         def generate(count: int) -> list[list[int]]:
             with mode():
-                output = self.model.generate(ids, attention_mask=mask, max_new_tokens=count)
+                output = self.model.generate(ids, attention_mask=mask, max_new_tokens=count, **images)
                 tokens = output[:, ids.shape[1] :].tolist()
             if self.name == COMPILED and not hasattr(self.model, "_compiled_call"):
                 raise UserError("transformers did not compile: compare with transformers alone.")
@@ -107,8 +115,15 @@ class Rival:
 
         return generate
 
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """Of the images [N, 3, S, S] -> the embeddings of all their tokens [N * tokens, H]."""
+        import torch
+
+        with torch.inference_mode():
+            return torch.cat(tuple(self.model.get_image_features(pixel_values).pooler_output))
+
     def agreement(
-        self, prompts: list[list[int]], ours: list[list[int]], theirs: list[list[int]]
+        self, prompts: list[list[int]], ours: list[list[int]], theirs: list[list[int]], **images: Tensor
     ) -> dict[str, Any]:
         """How far both sides computed the same.
 
@@ -122,7 +137,8 @@ class Rival:
         for prompt, reply in zip(prompts, ours, strict=True):
             ids = torch.tensor([prompt + reply[:-1]], device=self.model.device)
             with torch.inference_mode():
-                logits = self.model(ids, use_cache=False, logits_to_keep=len(reply)).logits[0].float()
+                output = self.model(ids, use_cache=False, logits_to_keep=len(reply), **images)
+            logits = output.logits[0].float()
             picked = logits.gather(1, torch.tensor(reply, device=logits.device)[:, None])[:, 0]
             below = logits.amax(dim=1) - picked
             chosen += int((below == 0).sum())
@@ -134,6 +150,20 @@ class Rival:
             "of_tokens": total,
             "largest_logit_gap": gap,
         }
+
+
+def _named_as_in(model: Any, weights: dict[str, Tensor], raw_config: dict[str, Any]) -> dict[str, Tensor]:
+    """`weights` by the names of transformers' model, with zeros for layers that it has and nothing reads."""
+    import torch
+
+    config, embedding = ModelConfig.from_dict(raw_config), weights["model.embed_tokens.weight"]
+    names = {source_name(name): name for name in model.state_dict()}
+    named = {names[source]: weight for source, weight in weights.items()}
+    for source, name in names.items():
+        if source not in weights and is_ignored(source, config):
+            shape = model.get_parameter(name).shape
+            named[name] = torch.zeros(shape, dtype=embedding.dtype, device=embedding.device)
+    return named
 
 
 def _leading(a: list[int], b: list[int]) -> int:

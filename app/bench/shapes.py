@@ -76,6 +76,34 @@ def _qwen(
     }
 
 
+def _llava(text: dict[str, Any]) -> dict[str, Any]:
+    """LLaVA-1.5 on Vicuna 1.5, which is Llama 2 with 64 more tokens, and CLIP's ViT-L/14 at 336 pixels."""
+    text |= {"vocab_size": 32064, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+    text |= {"dtype": "float16"}
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+        "projection_dim": 768,
+    }
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "text_config": text,
+        "vision_config": vision,
+        "image_token_index": 32000,
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": False,
+        "dtype": "float16",
+    }
+
+
 _SMOLLM2 = _llama(576, 1536, 30, 9, 3, scaling=None, context=8192) | {
     "vocab_size": 49152,
     "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
@@ -95,6 +123,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "Qwen3-4B": _qwen(3, 2560, 9728, 36, 32, 8),
     "Qwen3-8B": _qwen(3, 4096, 12288, 36, 32, 8, tied=False),
     "SmolLM2-135M": _SMOLLM2,
+    "LLaVA-1.5-7B": _llava(_llama(4096, 11008, 32, 32, 32, scaling=None, context=4096, tied=False)),
+    "LLaVA-1.5-13B": _llava(_llama(5120, 13824, 40, 40, 40, scaling=None, context=4096, tied=False)),
 }
 """Name -> config.json. For Qwen2.5 it is the Instruct model's, whose context is the shorter one."""
 

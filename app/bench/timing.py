@@ -98,15 +98,20 @@ def time_decode(
     return timing
 
 
-def time_first_token(generate: Generate, repeats: int) -> list[float]:
-    """Seconds of `repeats` generations of one token, after one that is thrown away."""
-    generate(1)
+def time_calls(function: Callable[[], object], repeats: int) -> list[float]:
+    """Seconds of `repeats` calls of what returns when its work is done, after one that is thrown away."""
+    function()
     taken = []
     for _ in range(repeats):
         start = time.perf_counter()
-        generate(1)
+        function()
         taken.append(time.perf_counter() - start)
     return taken
+
+
+def time_first_token(generate: Generate, repeats: int) -> list[float]:
+    """Seconds of `repeats` generations of one token, after one that is thrown away."""
+    return time_calls(lambda: generate(1), repeats)
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:

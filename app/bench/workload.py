@@ -13,6 +13,7 @@ from ...models.errors import UserError
 if TYPE_CHECKING:
     from ...engine.engine import Engine
     from ...engine.events import Event, Finished
+    from ...engine.images import Image
 
 SEED = 0
 SIGMA = 0.8
@@ -25,6 +26,8 @@ class Job:
 
     prompt: list[int]
     new_tokens: int
+    images: tuple[Image, ...] = ()
+    """Those whose places are in the prompt."""
 
 
 def random_prompt(draw: random.Random, vocab_size: int, length: int) -> list[int]:
@@ -85,7 +88,7 @@ def submit(engine: Engine, number: int, job: Job, sink: Callable[[Event], None],
     from ...engine.request import GenerationRequest, SamplingParams
 
     request = GenerationRequest((), SamplingParams(temperature=0, max_new_tokens=job.new_tokens))
-    engine.submit_tokens(number, list(job.prompt), request, sink, submitted)
+    engine.submit_tokens(number, list(job.prompt), request, sink, submitted, job.images)
 
 
 def run(engine: Engine, jobs: Sequence[Job]) -> list[Finished]:

@@ -3,45 +3,60 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
 from typing import ClassVar
 
-from textual import on, work
-from textual.app import ComposeResult
+from textual import events, on, work
+from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
+from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, TextArea
+from textual.widgets import Footer, Static, TextArea
 
 from ...engine.events import EngineFigures
+from ...engine.request import Role
+from ...models.errors import UserError
+from .. import editor
 from ..actions import ACTIONS, slash_command
-from ..context import Overflow
-from ..controller import (
+from ..attachments import Attachment, Attachments
+from ..controller import STILL_WRITING, Controller
+from ..database import Turn
+from ..events import (
+    BranchShown,
     ContextFull,
     ContextUsed,
-    Controller,
     ControllerEvent,
     ConversationShown,
     ModelFailed,
     ModelGone,
     ModelLoading,
+    ModelOffered,
     ModelReady,
     PromptRead,
     PromptReturned,
+    PromptsKnown,
+    QueueChanged,
     TextAdded,
     ThinkingAdded,
+    TitleChanged,
     TurnAdded,
     TurnChanged,
-    TurnRemoved,
     TurnsLeftOut,
 )
-from ..incoming import image_paths, title_of
+from ..incoming import command_paths, image_paths, title_of
 from ..machine import Machine, MachineLoad
-from ..text import one_line
+from ..text import inert, one_line
+from ..widgets.attachments import AttachedChip, AttachmentBar
+from ..widgets.chat_list import ChatList
+from ..widgets.markdown_parser import code_blocks
 from ..widgets.prompt import PromptInput
+from ..widgets.queue import QueuedMessages
 from ..widgets.status import NEARLY_FULL, ContextLabel, ContextMeter, Header
 from ..widgets.telemetry import Telemetry
 from ..widgets.transcript import Transcript
-from . import images
+from .code_blocks import CodeBlocksScreen
 from .context_full import SHOWN_QUESTIONS, ContextFullScreen
 
 LOAD_EVERY_S = 1.0
@@ -61,9 +76,19 @@ class ChatScreen(Screen[None]):
     def __init__(self, controller: Controller) -> None:
         super().__init__()
         self.controller = controller
+        self.attachments = Attachments(lambda: self.call_later(self._show_attachments))
         self._without_model = False  # told so; at the start it is only not known yet
+        self._edited: Turn | None = None
+        """The turn whose new version is in the prompt."""
+        self._draft = ""
+        """What was in the prompt before."""
+        self._sidebar = ChatList(self.controller)
         self._header = Header()
         self._transcript = Transcript(id="transcript")
+        self._offer = Static(id="offer", markup=False)
+        self._offer.display = False
+        self._queue = QueuedMessages()
+        self._attachment_bar = AttachmentBar()
         self._prompt = PromptInput()
         self._telemetry = Telemetry()
         self._meter_label = ContextLabel()
@@ -71,9 +96,13 @@ class ChatScreen(Screen[None]):
         self._machine = Machine()
 
     def compose(self) -> ComposeResult:
+        yield self._sidebar
         yield self._header
         yield self._transcript
         with Vertical(id="composer"):
+            yield self._offer
+            yield self._queue
+            yield self._attachment_bar
             yield self._prompt
             with Horizontal(id="status"):
                 yield self._telemetry
@@ -103,13 +132,21 @@ class ChatScreen(Screen[None]):
         match event:
             case ConversationShown(conversation):
                 self._header.show_title(conversation.title)
-                await self._transcript.show(conversation.turns)
-                await self._show_left_out()
+                self._end_edit()
+                await self._transcript.show(conversation)
+                await self._refresh_sidebar()
                 self._show_idle()
+            case BranchShown(conversation):
+                await self._transcript.show_branch(conversation)
+                self._show_idle()
+                if self.controller.last_reply and self.controller.last_reply.status == "streaming":
+                    self._telemetry.show("Waiting for the engine")
+            case TitleChanged(title):
+                self._header.show_title(title)
+                await self._refresh_sidebar()
             case TurnAdded(turn):
                 self._header.show_title(self.controller.conversation.title)
                 await self._transcript.add(turn)
-                await self._show_left_out()
                 if turn.role == "assistant" and self.controller.loading:
                     return  # the load's progress stays in view
                 self._telemetry.show("Waiting for the engine")
@@ -125,24 +162,33 @@ class ChatScreen(Screen[None]):
                 if reply := self._transcript.reply(turn):
                     await reply.refresh_turn()
                 if turn.status != "streaming":
+                    await self._refresh_sidebar()
                     self._show_idle()
-            case TurnRemoved(turn):
-                await self._transcript.remove_turn(turn)
-                if not self.controller.conversation.turns:
-                    await self._transcript.show([])
-                self._show_idle()
             case PromptRead(done, total, rate):
                 self._telemetry.show_prefill(done, total, rate)
-            case PromptReturned(text):
+            case PromptReturned(text, None, images):
                 self._prompt.give_back(text)
-            case ContextFull(overflow):
-                self._ask_what_to_leave_out(overflow)
-            case TurnsLeftOut():
-                await self._show_left_out()
+                self.attachments.put(*images, *self.attachments.items)
+            case PromptReturned(text, Turn() as edited):
+                self._begin_edit(edited, text)
+            case PromptsKnown(texts):
+                self._prompt.remember(texts)
+            case QueueChanged(messages, paused):
+                self._prompt.queued = bool(messages)
+                self._queue.show(messages, paused)
+            case ModelOffered(name):
+                offer = "[@click=screen.use_own_model]use it again[/] Ctrl+L"
+                text = Content(f"This chat was with {one_line(name or '')}   ") + Content.from_markup(offer)
+                self._offer.update(text)
+                self._offer.display = name is not None
             case ContextUsed(used, limit):
                 self._meter_label.show(used, limit)
                 self._meter.show(used, limit)
                 self._meter.tooltip = self._what_goes_first() if used >= NEARLY_FULL * limit else None
+            case ContextFull():
+                self._ask_what_to_leave_out(event)
+            case TurnsLeftOut():
+                await self._transcript.show_left_out()
             case ModelLoading(name, done, total, text):
                 self._without_model = False
                 self._header.show_model(None)
@@ -151,39 +197,39 @@ class ChatScreen(Screen[None]):
                 self._without_model = False
                 self._header.show_model(info)
                 self._show_load()
+                await self._show_attachments()
                 if not self.controller.replying:
                     self._show_idle()
             case ModelFailed() | ModelGone():
                 self._without_model = True
                 self._header.show_model(None)
+                await self._show_attachments()
                 self._show_idle()
 
     def _what_goes_first(self) -> str:
         """Which turns can be left out when the context is full."""
-        conversation = self.controller.conversation
-        read = conversation.turns[conversation.left_out :]
-        questions = [f"“{title_of(turn.text)}”" for turn in read if turn.role == "user"][:-1]
+        read = self.controller.conversation.read_turns
+        questions = [f"“{title_of(turn.label)}”" for turn in read if turn.role == "user"][:-1]
         first = f" First in line: {', '.join(questions[:SHOWN_QUESTIONS])}." if questions else ""
         return f"When the context is full, you choose what the model no longer reads.{first}"
 
-    async def _show_left_out(self) -> None:
-        conversation = self.controller.conversation
-        first = conversation.turns[conversation.left_out :][:1] if conversation.left_out else []
-        await self._transcript.show_left_out(first[0] if first else None)
-
     @work
-    async def _ask_what_to_leave_out(self, overflow: Overflow) -> None:
-        controller, model = self.controller, self.controller.model_name or "the model"
-        choice = await self.app.push_screen_wait(ContextFullScreen(overflow, one_line(model)))
+    async def _ask_what_to_leave_out(self, full: ContextFull) -> None:
+        controller, prompt = self.controller, full.prompt
+        model = one_line(controller.model_name or "the model")
+        choice = await self.app.push_screen_wait(
+            ContextFullScreen(full.overflow, model, message=prompt is not None)
+        )
         if choice == "shorten":
             return
         if choice == "new":
             await controller.new_conversation()
         else:
-            await controller.leave_out(overflow.left_out)
-        if overflow.prompt is not None:
-            self._prompt.sent(overflow.prompt)
-            await controller.send(overflow.prompt)
+            await controller.leave_out(full.overflow.left_out)
+        if prompt is not None:
+            await self._send(prompt.text, prompt.edited.images if prompt.edited else prompt.images)
+        elif choice == "leave_out" and full.question is not None:
+            await controller.regenerate(full.question)
         elif choice == "leave_out":
             await (controller.continue_reply() if controller.can_continue else controller.regenerate())
 
@@ -203,33 +249,101 @@ class ChatScreen(Screen[None]):
 
     @on(TextArea.Changed)
     def _draft_changed(self, event: TextArea.Changed) -> None:
-        self.controller.set_draft(event.text_area.text)
+        self._count_draft()
 
-    @on(PromptInput.ImagesDropped)
-    def _images_dropped(self) -> None:
-        self._notify_images()
+    def _count_draft(self) -> None:
+        self.controller.set_draft(self._prompt.text, self.attachments.items)
 
     @on(PromptInput.Submitted)
     async def _submit(self, event: PromptInput.Submitted) -> None:
+        images = self.attachments.items
         # Images first: a path begins with a slash as a command does.
-        if image_paths(event.text):
-            self._notify_images()
+        if paths := command_paths(event.text) or image_paths(event.text):
+            event.prompt.text = ""
+            self._attach_written(paths, event.text)
+        elif not event.text and not images:
+            await self.controller.resume_queue()
         elif action := slash_command(event.text):
             event.prompt.text = ""
-            await self.run_action(action.name)
-        elif self.controller.replying:
-            self.notify(
-                "The last reply is still being written: wait, or stop it with Esc.", severity="warning"
-            )
+            await self.run_action(action)
+        elif self._edited is not None and self.controller.replying:
+            self.notify(STILL_WRITING, severity="warning")
+        elif self._edited is None and self.attachments.reading:
+            self.notify("An image is still being read: send the message in a moment.", severity="warning")
         else:
-            event.prompt.sent(event.text)
-            await self.controller.send(event.text)
+            await self._send(event.text, images)
 
-    def _notify_images(self) -> None:
-        self.notify(images.NOT_YET, title="Image", markup=False)
+    async def _send(self, text: str, images: tuple[Attachment, ...]) -> None:
+        """Send what is in the prompt: a message, or the new version of a turn, whose images stay its own."""
+        self._prompt.sent(text)
+        if edited := self._edited:
+            self._end_edit()
+            await self.controller.edit(edited, text)
+        else:
+            self.attachments.put(*(item for item in self.attachments.items if item not in images))
+            await self.controller.send(text, images)
+
+    # Images
+
+    async def attach(self, paths: Sequence[Path]) -> bool:
+        """Attach image files, and say what is wrong with those that are none; False if there were any."""
+        return all([await self._add(self.attachments.add(path)) for path in paths])
+
+    async def attach_from_clipboard(self) -> bool:
+        return await self._add(self.attachments.add_from_clipboard())
+
+    async def _add(self, adding: Awaitable[str]) -> bool:
+        try:
+            remark = await adding
+        except UserError as error:
+            self.notify(one_line(str(error)), title="Not attached", severity="error", markup=False)
+            return False
+        if remark:
+            self.notify(one_line(remark), markup=False)
+        return True
+
+    @on(PromptInput.ImagesDropped)
+    @work
+    async def _images_dropped(self, event: PromptInput.ImagesDropped) -> None:
+        await self.attach(event.paths)
+
+    @work
+    async def _attach_written(self, paths: Sequence[Path], text: str) -> None:
+        """`text` named the paths; it goes back where they cannot be attached."""
+        if not await self.attach(paths):
+            self._prompt.give_back(text)
+
+    @on(PromptInput.PasteAsked)
+    @work
+    async def _paste(self, event: PromptInput.PasteAsked) -> None:
+        """An image on the clipboard goes before text that was copied here, perhaps long ago."""
+        try:
+            await self.attachments.add_from_clipboard()
+        except UserError as error:
+            if self.app.clipboard:
+                event.prompt.paste_text()
+            else:
+                self.notify(one_line(str(error)), markup=False)
+
+    @on(AttachedChip.Removed)
+    def _chip_removed(self, event: AttachedChip.Removed) -> None:
+        self.attachments.remove(event.chip.attachment)
+
+    async def _show_attachments(self) -> None:
+        await self._attachment_bar.show(
+            self.attachments.items, self.attachments.reading, self.controller.model
+        )
+        if self.focused is None:  # it was on a chip that is no longer there
+            self._prompt.focus()
+        self._count_draft()
+
+    # Keys and commands
 
     async def action_cancel(self) -> None:
-        await self.controller.cancel()
+        if self._edited is not None:
+            self._end_edit()
+        else:
+            await self.controller.cancel()
 
     async def action_continue_reply(self) -> None:
         if self.controller.can_continue:
@@ -237,8 +351,160 @@ class ChatScreen(Screen[None]):
         else:
             self.notify("There is no reply that was cut off.")
 
+    @work  # as a worker: the link that was clicked may be removed meanwhile, and must not wait for that
     async def action_regenerate(self) -> None:
-        await self.controller.regenerate()
+        selected = self._transcript.selected
+        self._prompt.focus()
+        await self.controller.regenerate(selected)
+
+    # The prompt
+
+    @on(PromptInput.QueueWanted)
+    async def _take_last(self) -> None:
+        await self.action_edit_queued(-1)
+
+    async def action_edit_queued(self, number: int) -> None:
+        if text := await self.controller.unqueue(number):
+            self._prompt.give_back(text)
+            self._prompt.focus()
+
+    async def action_drop_queued(self, number: int) -> None:
+        await self.controller.unqueue(number)
+
+    async def action_resume_queue(self) -> None:
+        await self.controller.resume_queue()
+
+    def action_editor(self) -> None:
+        try:
+            with self.app.suspend():
+                self._prompt.show(editor.edit(self._prompt.text))
+        except SuspendNotSupported:
+            self.notify("This terminal cannot be lent to an editor.", severity="warning")
+        except UserError as error:
+            self.notify(str(error), severity="error", markup=False)
+
+    # Turns
+
+    @on(events.DescendantFocus, "#prompt")
+    def action_leave_turns(self) -> None:
+        """Back to the prompt: no turn is selected any more."""
+        if self._transcript.selected is not None:
+            self._transcript.deselect()
+            self._prompt.focus()
+
+    async def action_select_turn(self, step: int) -> None:
+        if not await self._transcript.select_step(step):
+            self.action_leave_turns()
+
+    @work  # see action_regenerate
+    async def action_switch_branch(self, turn_id: str, step: int) -> None:
+        """Also clicked, at a turn that need not be selected; the other one then is as this one was."""
+        if turn := next((turn for turn in self.controller.conversation.turns if turn.id == turn_id), None):
+            selected = self._transcript.selected
+            other = await self.controller.switch_branch(turn, step)
+            if selected is not None:
+                await self._transcript.select(other)
+
+    def action_other_branch(self, step: int) -> None:
+        turns, selected = self.controller.conversation.turns, self._transcript.selected
+        forks = (turn for turn in reversed(turns) if len(self.controller.conversation.siblings(turn)) > 1)
+        if turn := selected or next(forks, None):
+            self.action_switch_branch(turn.id, step)
+        else:
+            self.notify("There is only one branch: edit a turn, or try again, to begin another.")
+
+    def action_edit_turn(self) -> None:
+        if turn := self._transcript.selected or self._last("user"):
+            self._begin_edit(turn, turn.text)
+
+    def _begin_edit(self, turn: Turn, text: str) -> None:
+        if self._edited is None:
+            self._draft = self._prompt.text
+        self._edited = turn
+        self._prompt.begin_edit(text, "message" if turn.role == "user" else "reply")
+        self._prompt.focus()
+
+    def _end_edit(self) -> None:
+        if self._edited is not None:
+            self._edited = None
+            self._prompt.end_edit(self._draft)
+
+    def action_copy_turn(self) -> None:
+        if turn := self._transcript.selected or self._last("assistant"):
+            self._copy(turn.text, "The message" if turn.role == "user" else "The reply")
+
+    @work(group="dialog", exclusive=True)
+    async def action_copy_code(self) -> None:
+        turn = self._transcript.selected or self._last("assistant")
+        blocks = code_blocks(turn.text) if turn else []
+        if not blocks:
+            self.notify("There is no code block in it.")
+            return
+        code = blocks[0] if len(blocks) == 1 else await self.app.push_screen_wait(CodeBlocksScreen(blocks))
+        if code is not None:
+            self._copy(code, "The code")
+
+    def _copy(self, text: str, what: str) -> None:
+        self.app.copy_to_clipboard(inert(text))
+        self.notify(f"{what} is copied: {len(text):,} characters.")
+
+    def _last(self, role: Role) -> Turn | None:
+        turns = reversed(self.controller.conversation.turns)
+        return next((turn for turn in turns if turn.role == role), None)
+
+    async def action_sidebar(self) -> None:
+        """Show the list of chats beside this one, or hide it; where there is no room it is a dialog."""
+        if not self.has_class("-wide"):
+            await self.app.run_action("conversations")
+        elif self.toggle_class("-sidebar").has_class("-sidebar"):
+            await self._sidebar.enter()
+        else:
+            self._prompt.focus()
+
+    @on(ChatList.Left)
+    def _sidebar_left(self) -> None:
+        self._prompt.focus()
+
+    @on(ChatList.Chosen)
+    async def _sidebar_chose(self, event: ChatList.Chosen) -> None:
+        await self.open_conversation(event.conversation_id, event.turn_id)
+        if event.turn_id is None:
+            self._prompt.focus()
+
+    async def _refresh_sidebar(self) -> None:
+        if self._sidebar.display:
+            await self._sidebar.fill()
+
+    async def open_conversation(self, conversation_id: str, turn_id: str | None) -> None:
+        """Show a conversation, with that turn selected."""
+        turn = await self.controller.open_conversation(conversation_id, turn_id)
+        if turn is not None:
+            await self._transcript.select(turn)
+
+    async def action_override(self, text: str = "") -> None:
+        await self.controller.override(text)
+
+    async def action_system_prompt(self, text: str = "") -> None:
+        if text:
+            await self.controller.set_system_prompt(text)
+        else:
+            self._prompt.show(f"/system {self.controller.conversation.system_prompt}")
+
+    async def action_use_own_model(self) -> None:
+        await self.controller.use_own_model()
+
+    async def action_export(self, path: str = "") -> None:
+        await self.controller.export_conversation(Path(path) if path else None)
+
+    async def action_import(self, path: str = "") -> None:
+        if path:
+            await self.controller.import_conversations(Path(path))
+        else:
+            self._prompt.show("/import ")
+
+    @work
+    async def action_retitle(self) -> None:
+        await self.controller.retitle()
 
     async def action_new_conversation(self) -> None:
         await self.controller.new_conversation()

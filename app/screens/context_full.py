@@ -25,9 +25,10 @@ class ContextFullScreen(ModalScreen[Choice]):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss('shorten')", "Back")]
 
-    def __init__(self, overflow: Overflow, model: str) -> None:
+    def __init__(self, overflow: Overflow, model: str, *, message: bool) -> None:
+        """`message`: a message does not fit, and not a reply that was to go on."""
         super().__init__()
-        self._overflow, self._model = overflow, model
+        self._overflow, self._model, self._message = overflow, model, message
 
     def compose(self) -> ComposeResult:
         overflow = self._overflow
@@ -50,7 +51,7 @@ class ContextFullScreen(ModalScreen[Choice]):
         options = []
         if overflow.left_out:
             options.append(Option(self._leave_out(), "leave_out"))
-        if overflow.prompt is not None:
+        if self._message:
             options += [
                 _option("new", "Start a new chat with this message", "This conversation stays as it is."),
                 _option("shorten", "Shorten the message", "It is in the input again."),

@@ -31,7 +31,7 @@ Load = Callable[[], Awaitable[tuple[MachineLoad, EngineFigures | None]]]
 class FiguresScreen(ModalScreen[None]):
     """Figures that change are read again every second."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f5,enter", "dismiss", "Close")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f9,enter", "dismiss", "Close")]
 
     def __init__(self, controller: Controller, load: Load) -> None:
         """`load` samples what the machine and the engine carry."""

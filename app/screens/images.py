@@ -1,30 +1,166 @@
-"""The image panel. The app attaches no images yet, and the panel says what does."""
+"""The image panel: what is attached to the message, how it looks, and the ways to attach more."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
+from textual import events, on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
+from textual.containers import Container, Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Static
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
 
-NOT_YET = (
-    "The app cannot attach images yet. To show one to a model that sees images: "
-    "lite-llama-tui ask --image PATH."
+from ..attachments import Attachment
+from ..incoming import IMAGE_SUFFIXES, image_paths
+from ..text import format_tokens, one_line
+from ..widgets.attachments import size_in_words
+from ..widgets.graphics import graphics_widget
+from ..widgets.picture import Picture
+
+if TYPE_CHECKING:
+    from .chat import ChatScreen
+
+_EMPTY = (
+    "No image is attached. Drop image files on the terminal, or paste their paths; write /image PATH in the "
+    "prompt; or take one of the keys below."
 )
+_KEYS = "f a file   v the clipboard's image   d removes one   Esc closes"
 
 
 class ImagesScreen(ModalScreen[None]):
-    """The images attached to the message: none, and why."""
+    """Works on the attachments of the chat's message."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f4,enter", "dismiss", "Close")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f", "choose", "File"),
+        Binding("v,ctrl+v", "clipboard", "Clipboard"),
+        Binding("d,delete,backspace", "remove", "Remove"),
+        Binding("s", "models", "Models that see"),
+        Binding("escape,f4,enter", "dismiss", "Close"),
+    ]
+
+    def __init__(self, chat: ChatScreen) -> None:
+        super().__init__()
+        self._chat = chat
+        self._list = OptionList(markup=False)
+        self._picture = (graphics_widget() or Picture)()
+        self._remark = Static(id="remark", markup=False)
 
     def compose(self) -> ComposeResult:
         with Vertical(id="dialog", classes="dialog") as dialog:
             dialog.border_title = "Images"
-            dialog.border_subtitle = "Esc closes"
-            yield Static(Content.assemble(("Attached: none", "bold")))
-            yield Static(NOT_YET, classes="explanation", markup=False)
+            yield self._list
+            yield Container(self._picture, id="preview")
+            yield self._remark
+            yield Static(_KEYS, id="keys", markup=False)
+
+    def on_mount(self) -> None:
+        self._fill()
+        self._list.focus()
+
+    @property
+    def _chosen(self) -> Attachment | None:
+        items, line = self._chat.attachments.items, self._list.highlighted
+        return items[line] if line is not None and line < len(items) else None
+
+    def _fill(self) -> None:
+        """Show the attachments as they are now; the cursor stays, or goes to the one that was added."""
+        items, model = self._chat.attachments.items, self._chat.controller.model
+        grown, line = len(items) > self._list.option_count, self._list.highlighted or 0
+        cost = f" · {format_tokens(model.image_tokens)}" if model and model.sees_images else ""
+        details = [f"  {size_in_words(item)}{cost}" for item in items]
+        self._list.set_options(
+            Option(Content.assemble((one_line(item.name), "bold"), (detail, "$text-muted")))
+            for item, detail in zip(items, details, strict=True)
+        )
+        self._list.display = self.query_one("#preview").display = bool(items)
+        if items:
+            self._list.highlighted = len(items) - 1 if grown else min(line, len(items) - 1)
+        remark = "" if items else _EMPTY
+        if model and not model.sees_images:
+            remark += f"\n\n{one_line(model.name)} reads text only: s shows the models that see."
+        self._remark.update(remark.strip())
+        self._remark.display = bool(remark)
+
+    @on(OptionList.OptionHighlighted)
+    def _moved(self) -> None:
+        chosen = self._chosen
+        self._picture.image = chosen.thumbnail if chosen else None
+
+    def action_remove(self) -> None:
+        if chosen := self._chosen:
+            self._chat.attachments.remove(chosen)
+            self._fill()
+
+    @work
+    async def action_choose(self) -> None:
+        from textual_fspicker import FileOpen, Filters  # takes a while, which a start should not
+
+        images = Filters(
+            ("Images", lambda path: path.suffix.lower() in IMAGE_SUFFIXES), ("All files", lambda _: True)
+        )
+        path = await self.app.push_screen_wait(FileOpen(Path.home(), "Attach an image", filters=images))
+        if path is not None:
+            self._see_to(self._chat.attach([path]))
+
+    def action_clipboard(self) -> None:
+        self._see_to(self._chat.attach_from_clipboard())
+
+    def on_paste(self, event: events.Paste) -> None:
+        self._see_to(self._chat.attach(image_paths(event.text)))
+
+    def _see_to(self, attaching: Coroutine[None, None, bool]) -> None:
+        """Attach on behalf of the chat: it goes on when the panel is closed before it is done."""
+
+        async def attach() -> None:
+            await attaching
+            if self.is_attached:
+                self._fill()
+
+        self._chat.run_worker(attach())
+
+    def action_models(self) -> None:
+        self.dismiss()
+        self.app.call_later(self.app.run_action, "seeing_models")
+
+
+class SeeingModelsScreen(ModalScreen[str | None]):
+    """Offers models that see in place of one that does not.
+
+    Dismisses with the name of the one to load, with an empty one to add a model, and None to stay.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss", "Stay")]
+
+    def __init__(self, current: str, names: list[str]) -> None:
+        super().__init__()
+        self._current = current
+        self._names = names
+
+    def compose(self) -> ComposeResult:
+        current = one_line(self._current)
+        offer = (
+            "The message and its images are kept; send it again once another model is loaded."
+            if self._names
+            else "None of your models sees images: add one such as llava-hf/llava-1.5-7b-hf."
+        )
+        with Vertical(id="dialog", classes="dialog") as dialog:
+            dialog.border_title = f"{current} reads text only"
+            yield Static(offer, markup=False)
+            yield OptionList(
+                *(Option(f"Load {one_line(name)}") for name in self._names),
+                Option("Add a model"),
+                Option(f"Stay with {current}"),
+                markup=False,
+            )
+
+    def on_mount(self) -> None:
+        self.query_one(OptionList).focus()
+
+    @on(OptionList.OptionSelected)
+    def _choose(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss([*self._names, "", None][event.option_index])

@@ -27,16 +27,16 @@ from ...models.units import format_bytes, format_count
 from ..settings import Settings, choices
 from ..text import format_seconds, one_line
 
-Kind = Literal["demo", "hub", "directory", "gguf"]
+Kind = Literal["demo", "demo-vision", "hub", "directory", "gguf"]
 
 _SOURCES: dict[Kind, tuple[str, str]] = {
     "demo": ("Demo model", "SmolLM2-135M, quick on any computer: the one to take without a GPU."),
+    "demo-vision": ("Demo model that sees", "Tiny and already here: knows coloured shapes, to try images."),
     "hub": ("Hugging Face Hub", "Llama 3, Qwen2.5, Qwen3 and relatives, by repo id."),
     "directory": ("Directory", "A checkpoint on this machine: config.json with safetensors."),
     "gguf": ("GGUF file", "Any quantisation; the weights are dequantised."),
 }
 _PLACEHOLDERS: dict[Kind, str] = {
-    "demo": "",
     "hub": "repo id, such as Qwen/Qwen3-0.6B",
     "directory": "path of the directory; ~ is your home, → completes, drag and drop works",
     "gguf": "path of the .gguf file; ~ is your home, → completes, drag and drop works",
@@ -166,7 +166,7 @@ class ChooseStep(Step):
         options = self.query_one(OptionList)
         if options.highlighted is None:
             options.highlighted = 0
-        (self.query_one(Input) if self.query_one(Input).value and self.kind != "demo" else options).focus()
+        (self.query_one(Input) if self.query_one(Input).value and self._asks_where else options).focus()
 
     def show_demo_sizes(self, info: SourceInfo) -> None:
         about = _SOURCES["demo"][1]
@@ -181,11 +181,16 @@ class ChooseStep(Step):
         return list(_SOURCES)[self.query_one(OptionList).highlighted or 0]
 
     @property
+    def _asks_where(self) -> bool:
+        """Whether a source of this kind has to be named; the demo models name themselves."""
+        return self.kind in _PLACEHOLDERS
+
+    @property
     def source(self) -> str | None:
         """What the converter is to take, None (and a note) while it is not said yet."""
         text = self.query_one(Input).value.strip()
-        if self.kind == "demo":
-            return "demo"
+        if not self._asks_where:
+            return self.kind
         if not text:
             self.note(f"Type the {_PLACEHOLDERS[self.kind].split(';')[0].split(',')[0]}.", error=True)
             self.query_one(Input).focus()
@@ -195,14 +200,14 @@ class ChooseStep(Step):
     @on(OptionList.OptionHighlighted)
     def _show_input(self) -> None:
         field = self.query_one(Input)
-        field.display = self.kind != "demo"
-        field.placeholder = _PLACEHOLDERS[self.kind]
+        field.display = self._asks_where
+        field.placeholder = _PLACEHOLDERS.get(self.kind, "")
         field.suggester = {"directory": PathSuggester(), "gguf": PathSuggester(".gguf")}.get(self.kind)
         self.note("")
 
     @on(OptionList.OptionSelected)
     def _selected(self) -> None:
-        if self.kind == "demo" or self.query_one(Input).value.strip():
+        if not self._asks_where or self.query_one(Input).value.strip():
             self.post_message(self.Next())
         else:
             self.query_one(Input).focus()

@@ -27,6 +27,11 @@ def parser() -> MarkdownIt:
     return made
 
 
+def code_blocks(text: str) -> list[str]:
+    """The contents of the code blocks in Markdown, wherever they stand."""
+    return [token.content for token in parser().parse(text) if token.type in ("fence", "code_block")]
+
+
 def top_level(tokens: list[Token]) -> list[list[Token]]:
     """The tokens of each block that is in no other one."""
     blocks: list[list[Token]] = []

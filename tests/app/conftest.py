@@ -18,12 +18,16 @@ from textual.app import App
 from textual.events import DescendantFocus
 from textual.pilot import Pilot
 from textual.screen import Screen
-from textual.widgets import Input, TextArea
+from textual.widgets import Input, Static, TextArea
 
 from lite_llama.app.machine import Machine, MachineLoad
 from lite_llama.app.paths import Paths
 from lite_llama.app.theme import THEMES
 from lite_llama.app.tui import LiteLlamaApp
+from lite_llama.app.widgets.markdown import ReplyMarkdown
+from lite_llama.app.widgets.message import ReplyMessage, UserMessage
+from lite_llama.app.widgets.prompt import PromptInput
+from lite_llama.app.widgets.transcript import Transcript
 from lite_llama.engine.events import (
     EngineFigures,
     Failed,
@@ -64,7 +68,8 @@ class FakeEngine(EngineThread):
     `engine.reply("Hel", "lo")` queues the answer to the next request (without one it answers "Fine.");
     `engine.requests`, `engine.loads` and `engine.cancelled` record what the app asked for. Figures are
     fixed: TTFT 0.25 s, 20 tokens/s, one token per chunk, half a second per chunk of thinking, seed 7. A token
-    of a prompt is a word, plus four per message.
+    of a prompt is a word, plus four per message, plus 576 per image. A model sees images if its name begins
+    with `llava`.
     """
 
     def __init__(self, max_context: int = 2048) -> None:
@@ -152,7 +157,7 @@ class FakeEngine(EngineThread):
     def count_tokens(self, messages: Sequence[Message]) -> int:
         if self._model is None:
             return 0
-        return sum(4 + len(message.content.split()) for message in messages)
+        return sum(4 + len(message.content.split()) + 576 * len(message.images) for message in messages)
 
     @property
     def model(self) -> ModelInfo | None:
@@ -191,6 +196,7 @@ class FakeEngine(EngineThread):
             kv_bytes=94_371_840,
             operators="reference",
             defaults={},
+            image_tokens=576 if name.startswith("llava") else 0,
         )
 
     def _play_load(self, options: LoadOptions, sink: Sink, cancel: threading.Event) -> None:
@@ -290,7 +296,10 @@ def make_app(engine: FakeEngine, paths: Paths, make_model: Callable[..., Path]):
 
 @pytest.fixture
 def make_model(paths: Paths) -> Callable[..., Path]:
-    """`make_model("tiny")` puts a converted model (without real weights) under paths.models."""
+    """`make_model("tiny")` puts a converted model (without real weights) under paths.models.
+
+    It is a LLaVA, which sees images, if its name begins with `llava`.
+    """
 
     def make(name: str, source: str = "demo") -> Path:
         directory = paths.models / name
@@ -304,6 +313,13 @@ def make_model(paths: Paths) -> Callable[..., Path]:
             "num_attention_heads": 4,
             "max_position_embeddings": 2048,
         }
+        if name.startswith("llava"):
+            config = {
+                "architectures": ["LlavaForConditionalGeneration"],
+                "text_config": config | {"model_type": "llama"},
+                "vision_config": {},
+                "image_token_index": 127,
+            }
         files = {"config.json": json.dumps(config).encode(), "model.safetensors": b"\0" * 4096}
         records = {}
         for file, content in files.items():
@@ -370,3 +386,70 @@ async def _until(pilot: Pilot[Any], condition: Callable[[], object], seconds: fl
 def until() -> Callable[..., Awaitable[None]]:
     """`await until(pilot, condition)` lets the app run until the condition holds."""
     return _until
+
+
+class Chat:
+    """The running app as a user sees it."""
+
+    def __init__(self, app, pilot, until):
+        self.app, self.pilot, self._until = app, pilot, until
+        self.prompt = app.screen_stack[0].query_one(PromptInput)
+        self.prompt.cursor_blink = False
+
+    async def until(self, condition):
+        await self._until(self.pilot, condition)
+
+    async def send(self, text):
+        self.prompt.text = text
+        await self.pilot.press("enter")
+
+    async def ask(self, text):
+        await self.send(text)
+        await self.replied()
+
+    async def replied(self):
+        await self.until(lambda: not self.app.controller.replying)
+
+    async def screen(self, kind):
+        await self.until(lambda: isinstance(self.app.screen, kind))
+
+    def shown(self):
+        """The conversation on the screen: what the user wrote, and the source of the replies."""
+        transcript = self.app.screen_stack[0].query_one(Transcript)
+        texts = []
+        for widget in transcript.children:
+            if isinstance(widget, UserMessage):
+                texts.append(str(widget.query_one(".text", Static).render()))
+            elif isinstance(widget, ReplyMessage):
+                texts.append(widget.query_one(ReplyMarkdown).source)
+        return texts
+
+    def text_of(self, selector):
+        return str(self.app.screen_stack[0].query(selector).last(Static).render())
+
+    def notices(self):
+        return [notice.message for notice in self.app._notifications]
+
+
+@pytest.fixture
+def chat(make_app, until):
+    """`async with chat() as c:` runs the app until the model is loaded."""
+
+    class Running:
+        def __init__(self, size=(80, 24), wait=True, **options):
+            self.app = make_app(**options)
+            self.size, self.wait = size, wait
+
+        async def __aenter__(self):
+            self._run = self.app.run_test(size=self.size)
+            pilot = await self._run.__aenter__()
+            running = Chat(self.app, pilot, until)
+            if self.wait:
+                await running.until(lambda: running.text_of("#telemetry").startswith("Ready"))
+            return running
+
+        async def __aexit__(self, *error):
+            await self.app.controller.cancel()
+            await self._run.__aexit__(*error)
+
+    return Running

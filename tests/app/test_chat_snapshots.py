@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from textual.widgets import OptionList
+from textual.widgets import Input, OptionList
 
 from lite_llama.app.screens.chat import ChatScreen
 from lite_llama.app.widgets.prompt import PromptInput
@@ -39,7 +39,7 @@ SMALL, LARGE = (80, 24), (160, 48)
 def play(engine, state):
     """Queue the reply that leads to the state; returns what the telemetry line says once it is reached."""
     pieces = [REPLY[i : i + 6] for i in range(0, len(REPLY), 6)]
-    if state == "streaming":
+    if state in ("streaming", "queue"):
         engine.reply(*pieces, hold_after=26)
         return "20.0 tok/s · 26 tokens"
     if state == "error":
@@ -71,8 +71,17 @@ def play(engine, state):
         ("thought", SMALL, LIGHT),
         ("thoughts", SMALL, DARK),
         ("thoughts", LARGE, LIGHT),
+        ("branches", SMALL, DARK),
+        ("branches", LARGE, LIGHT),
+        ("editing", SMALL, LIGHT),
         ("help", SMALL, DARK),
         ("conversations", SMALL, LIGHT),
+        ("conversations", LARGE, DARK),
+        ("search", SMALL, DARK),
+        ("search", LARGE, LIGHT),
+        ("sidebar", LARGE, DARK),
+        ("sidebar", LARGE, LIGHT),
+        ("queue", SMALL, LIGHT),
         ("figures", SMALL, DARK),
         ("figures", LARGE, LIGHT),
         ("full", SMALL, LIGHT),
@@ -108,7 +117,7 @@ def test_chat_looks_as_accepted(
         prompt.text = QUESTION
         await pilot.press("enter")
         await until(pilot, says(expected))
-        if state not in ("streaming", "thinking"):
+        if state not in ("streaming", "thinking", "queue"):
             await until(pilot, lambda: not app.controller.replying)
             used = engine.count_tokens(app.controller._messages(app.controller.conversation.turns))
             await until(
@@ -116,13 +125,33 @@ def test_chat_looks_as_accepted(
             )
         if state == "thoughts":
             await pilot.press("shift+tab", "enter")
-        if key := {"help": "f1", "conversations": "ctrl+o", "figures": "f5"}.get(state):
+        if state in ("branches", "editing"):
+            engine.reply("They hum, mostly.")
+            await pilot.press("ctrl+r")
+            await until(pilot, lambda: len(app.controller.conversation.all_turns) == 3)
+            await until(pilot, lambda: not app.controller.replying)
+            await pilot.press("alt+up", "up" if state == "editing" else "left")
+            if state == "editing":
+                await pilot.press("e")
+            await asyncio.sleep(0.4)  # the meter counts again
+        if key := {"help": "f1", "conversations": "ctrl+o", "search": "f8", "figures": "f9"}.get(state):
             await pilot.press(key)
             await until(pilot, lambda: app.screen.query("#dialog"))
+        if state == "search":
+            app.screen.query_one("#search", Input).cursor_blink = False
+            await pilot.press(*"llam")
+            await until(pilot, lambda: app.screen.query_one(OptionList).option_count == 3)
+        if state == "sidebar":
+            await pilot.press("ctrl+b")
+            await until(pilot, lambda: app.screen.query_one(OptionList).option_count == 1)
+        if state == "queue":
+            for text in ("And alpacas?", "Compare the two, please.\nIn a table.", "Thanks", "Bye"):
+                prompt.text = text
+                await pilot.press("enter")
         if state in ("full", "left-out"):
             prompt.text = "And what do they say to one another, to people and to dogs that come near?"
             await pilot.press("enter")
-            await until(pilot, lambda: app.screen.query(OptionList))
+            await until(pilot, lambda: app.screen.query("#dialog"))
         if state == "left-out":
             await pilot.press("enter")
             await until(pilot, lambda: isinstance(app.screen, ChatScreen) and len(engine.requests) == 3)

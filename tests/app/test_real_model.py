@@ -1,7 +1,20 @@
-"""The app from its keys down to the weights: the real engine runs the real demo model."""
+"""The app from its keys down to the weights: the real engine runs the real demo model, and a tiny LLaVA."""
 
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+from PIL import Image as pillow
+from textual import events
+
+from lite_llama.app.ask import answer
 from lite_llama.app.tui import LiteLlamaApp
+from lite_llama.app.widgets.attachments import AttachedChip, Chip
+from lite_llama.app.widgets.message import UserMessage
 from lite_llama.app.widgets.prompt import PromptInput
+from lite_llama.converter import Done, convert
+from lite_llama.engine.images import read_image
+from lite_llama.engine.request import GenerationRequest, Message, SamplingParams
 
 
 async def test_the_demo_model_answers_stops_and_goes_on(demo_model, paths, until):
@@ -43,6 +56,73 @@ async def test_the_demo_model_answers_stops_and_goes_on(demo_model, paths, until
     finally:
         if controller.engine is not None:
             controller.engine.close()
+
+
+@pytest.fixture(scope="session")
+def llava(make_llava, tmp_path_factory):
+    """A LLaVA of random weights, converted; an image takes 25 tokens."""
+    directory = tmp_path_factory.mktemp("llava")
+    *_, done = convert(str(make_llava(directory / "source")), directory / "models", directory / "downloads")
+    assert isinstance(done, Done)
+    return done.checkpoint.path
+
+
+@asynccontextmanager
+async def running(paths):
+    """The app with the real engine and its model."""
+    app = LiteLlamaApp(paths)
+    try:
+        async with app.run_test() as pilot:
+            yield app, pilot
+    finally:
+        if app.controller.engine is not None:
+            app.controller.engine.close()
+
+
+async def ask(app, pilot, until, question):
+    turns = len(app.controller.conversation.turns)
+    app.query_one(PromptInput).text = question
+    await pilot.press("enter")
+    await until(pilot, lambda: len(app.controller.conversation.turns) == turns + 2)
+    await until(pilot, lambda: not app.controller.replying, 120)
+    reply = app.controller.last_reply
+    assert reply.figures is not None, reply.note
+    return reply
+
+
+def check(engine, reply, *messages):
+    """The reply is what the engine says to these messages, and not what it says without their image."""
+    params = SamplingParams(temperature=0, max_new_tokens=16)
+    assert reply.figures.prompt_tokens == engine.count_tokens(messages) > 25
+    assert reply.text == answer(engine, GenerationRequest(messages, params), str, str).text
+    blind = tuple(replace(message, images=()) for message in messages)
+    assert reply.text != answer(engine, GenerationRequest(blind, params), str, str).text
+
+
+async def test_a_dropped_image_is_seen_kept_and_seen_again(llava, paths, tmp_path, until):
+    paths.models.mkdir(parents=True)
+    (paths.models / "llava").symlink_to(llava)
+    paths.settings.write_text('temperature = 0.0\nmax_gen_len = 16\ndevice = "cpu"\n')
+    file = tmp_path / "a picture.png"
+    pillow.linear_gradient("L").resize((90, 60)).save(file)
+    question = Message("user", "What is this?", images=(read_image(file),))
+
+    async with running(paths) as (app, pilot):
+        await until(pilot, lambda: app.controller.model, 120)
+        app.query_one(PromptInput).post_message(events.Paste(f"'{file}'"))
+        await until(pilot, lambda: app.query(AttachedChip))
+        first = await ask(app, pilot, until, question.content)
+        check(app.controller.engine, first, question)
+
+    file.unlink()
+    async with running(paths) as (app, pilot):
+        await until(pilot, lambda: app.controller.model, 120)
+        (summary,) = await app.controller.summaries()
+        await app.controller.open_conversation(summary.id)
+        await until(pilot, lambda: app.query(UserMessage) and app.query_one(UserMessage).query(Chip))
+        second = await ask(app, pilot, until, "Are you sure?")
+        reply = Message("assistant", first.text)
+        check(app.controller.engine, second, question, reply, Message("user", "Are you sure?"))
 
 
 def meter(app):

@@ -158,7 +158,7 @@ async def test_the_panel_shows_the_last_replies_of_all_conversations(make_app, e
             engine.reply("a", "b", "c")
             await app.controller.send(question)
             await until(pilot, lambda: not app.controller.replying)
-        await pilot.press("f5")
+        await pilot.press("f9")
         await until(pilot, lambda: isinstance(app.screen, FiguresScreen))
         await until(pilot, lambda: "First" in str(app.screen.query_one("#replies", Static).render()))
         lines = str(app.screen.query_one("#replies", Static).render()).splitlines()

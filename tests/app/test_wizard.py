@@ -439,6 +439,20 @@ async def to_the_test(pilot: Any, script: Script, until: Any) -> None:
     await until(pilot, lambda: step(pilot.app) == "try")
 
 
+async def test_the_demo_that_sees_needs_no_source_named(app: Any, script: Script, until: Any):
+    script.go.set()
+    async with app.run_test() as pilot:
+        options = app.screen.query_one("#choose OptionList", OptionList)
+        options.highlighted = options.get_option_index("demo-vision")
+        await pilot.pause()
+        assert not app.screen.query_one("#choose Input", Input).display
+        await pilot.press("enter")
+        await until(pilot, lambda: step(app) == "check")
+        await pilot.press("enter")
+        await until(pilot, lambda: step(app) == "try")
+    assert script.calls[0]["source"] == "demo-vision"
+
+
 async def test_failed_load_can_be_tried_again(app: Any, script: Script, engine: Any, until: Any):
     engine.load_error = "2.4 GB are needed and 1.1 GB are free: choose a smaller model."
     async with app.run_test() as pilot:

@@ -23,6 +23,7 @@ from lite_llama.app.bench.timing import percentiles, time_decode
 from lite_llama.app.bench.workload import Job, Replies, ragged_jobs
 from lite_llama.models.checkpoint import Checkpoint
 from lite_llama.models.config import ModelConfig
+from lite_llama.models.decoder import Decoder
 from lite_llama.models.errors import UserError
 from lite_llama.models.weights import parameter_count
 
@@ -56,6 +57,9 @@ PUBLISHED = {
     "Qwen3-4B": 4_022_468_096,
     "Qwen3-8B": 8_190_735_360,
     "SmolLM2-135M": 134_515_008,
+    # Less the last layer of the image encoder and the norm after it, which nothing reads.
+    "LLaVA-1.5-7B": 7_063_427_072 - 12_598_272,
+    "LLaVA-1.5-13B": 13_351_494_656 - 12_598_272,
 }
 
 
@@ -198,6 +202,39 @@ def test_context(bench):
     assert row["floor_ratio"] == pytest.approx(row["step_s"] / floor)
 
 
+def test_images(bench, monkeypatch):
+    text = {"architectures": ["LlamaForCausalLM"], **TINY, "tie_word_embeddings": False}
+    vision = {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 48}
+    vision |= {"num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 70, "patch_size": 14}
+    shape = SHAPES["LLaVA-1.5-7B"] | {"text_config": text, "vision_config": vision, "dtype": "float32"}
+    monkeypatch.setitem(SHAPES, "tiny", shape | {"image_token_index": 380})
+    encoded = []
+    encode = Decoder.encode_images
+    monkeypatch.setattr(
+        Decoder, "encode_images", lambda self, pixels: (encoded.append(pixels), encode(self, pixels))[1]
+    )
+    report = bench("images", "--shape", "tiny", "--prompt-tokens", 9, "--new-tokens", 24, "--repeats", 2)
+    image, rival, text_only = report["results"]
+    assert [row["engine"] for row in report["results"]] == [
+        "lite_llama",
+        "transformers",
+        "lite_llama, text only",
+    ]
+    assert report["image_tokens"] == 25
+    for row in (image, rival):
+        assert row["encode_s"] == statistics.median(row["encode_repeats_s"])
+        assert row["encode_s"] < row["ttft_s"]
+    for row in report["results"]:
+        assert row["generated_tokens"] == [24]
+        assert row["decode_tokens_per_s"] == pytest.approx(1 / row["step_s"])
+    # Three for the time of encoding, and one for each generation that was timed: none was found encoded.
+    assert len(encoded) == 3 + 2 + 2 * 2
+    agreement = rival["agreement"]
+    assert agreement["leading_equal_tokens"] == [24]
+    assert agreement["our_tokens_that_are_its_first_choice"] == 24
+    assert "encode_s" not in text_only
+
+
 def test_serve(bench):
     report = bench("serve", "--shape", "tiny", "--rate", 50, "--rate", 200, "--requests", 9,
                    "--prompt-tokens", 10, "--new-tokens", 5)  # fmt: skip
@@ -332,6 +369,7 @@ def test_startup_times_the_first_byte_and_tells_failures():
         (["--shape", "tiny", "--prompt-tokens", "1020", "--new-tokens", "9"], "1029 tokens do not fit"),
         (["--shape", "tiny", "--batch", "900", "--new-tokens", "9"], "use a smaller batch"),
         (["prefill", "--shape", "tiny", "--prompt-tokens", "1024"], "1025 tokens do not fit"),
+        (["images", "--shape", "tiny"], "tiny reads text only"),
         (["--model", "missing"], "no converted model"),
         (["--shape", "tiny", "--out", "/dev/null/here"], "choose another --out"),
     ],

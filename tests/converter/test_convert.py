@@ -141,6 +141,7 @@ def test_local_paths_come_first(tmp_path, monkeypatch):
     assert identify("no-suffix") == ("gguf", "no-suffix")
     assert identify("demo") == ("demo", "demo")
     assert identify("./demo")[0] == "directory"
+    assert identify("demo-vision") == ("demo-vision", str(demo.DEMO_VISION))
 
 
 @pytest.mark.parametrize(
@@ -204,6 +205,13 @@ def test_inspect_demo(models_dir, downloads_dir):
     assert (info.kind, info.name, info.family) == ("demo", demo.DEMO_NAME, "Llama")
     assert info.download_bytes == demo.DEMO_BYTES
     assert info.converted_bytes == 2 * 134_515_008
+
+
+def test_inspect_the_demo_that_sees(models_dir, downloads_dir):
+    info = inspect("demo-vision", models_dir, downloads_dir)
+    assert (info.kind, info.name, info.family) == ("demo-vision", "demo-vision", "LLaVA-1.5")
+    assert info.parameter_count
+    assert (info.download_bytes, info.converted_bytes) == (0, 2 * info.parameter_count)
 
 
 def test_the_package_does_not_load_torch():

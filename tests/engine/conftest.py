@@ -15,6 +15,7 @@ import torch
 from lite_llama.converter import Done, convert
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.events import Event, Failed, Finished
+from lite_llama.engine.images import Image
 from lite_llama.engine.request import GenerationRequest, SamplingParams
 from lite_llama.kernels import PAGE_SIZE
 from lite_llama.models.batch import PrefillBatch
@@ -29,11 +30,17 @@ class TinyModel:
     checkpoint: Checkpoint
 
 
-def _converted(source: Path) -> TinyModel:
+def _converted(source: Path) -> Checkpoint:
     root = source.parent
     *_, last = convert(str(source), root / "models", root / "downloads", name="tiny")
     assert isinstance(last, Done)
-    return TinyModel(source, last.checkpoint)
+    return last.checkpoint
+
+
+@pytest.fixture(scope="session")
+def converted() -> Callable[[Path], Checkpoint]:
+    """Converts a checkpoint directory, beside it."""
+    return _converted
 
 
 @pytest.fixture(scope="session")
@@ -44,9 +51,8 @@ def tiny_model(make_checkpoint, tmp_path_factory) -> Callable[..., TinyModel]:
     def make(architecture: str, **overrides: Any) -> TinyModel:
         key = repr((architecture, sorted(overrides.items())))
         if key not in made:
-            made[key] = _converted(
-                make_checkpoint(architecture, tmp_path_factory.mktemp("tiny") / "source", **overrides)
-            )
+            source = make_checkpoint(architecture, tmp_path_factory.mktemp("tiny") / "source", **overrides)
+            made[key] = TinyModel(source, _converted(source))
         return made[key]
 
     return make
@@ -60,7 +66,8 @@ def tiny_llava(make_llava, tmp_path_factory) -> Callable[..., TinyModel]:
     def make(text: str = "LlamaForCausalLM", **overrides: Any) -> TinyModel:
         key = repr((text, sorted(overrides.items())))
         if key not in made:
-            made[key] = _converted(make_llava(tmp_path_factory.mktemp("llava") / "source", text, **overrides))
+            source = make_llava(tmp_path_factory.mktemp("llava") / "source", text, **overrides)
+            made[key] = TinyModel(source, _converted(source))
         return made[key]
 
     return make
@@ -77,13 +84,18 @@ class Run:
         engine: Engine,
         prompts: Sequences[list[int]],
         params: SamplingParams | Sequences[SamplingParams],
+        images: Sequences[Sequences[Image]] | None = None,
     ) -> list[Finished]:
-        """The Finished event of each prompt, in order; a Failed one is an error."""
+        """The Finished event of each prompt, in order; a Failed one is an error.
+
+        images: those of each prompt, whose places are among its tokens.
+        """
         self.events.clear()
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
-        for number, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
+        seen = images or [()] * len(prompts)
+        for number, (prompt, own, shown) in enumerate(zip(prompts, each, seen, strict=True)):
             request = GenerationRequest((), own)
-            engine.submit_tokens(number, list(prompt), request, self.events.append, time.monotonic())
+            engine.submit_tokens(number, list(prompt), request, self.events.append, time.monotonic(), shown)
         while engine.busy:
             engine.step()
         assert not [event for event in self.events if isinstance(event, Failed)]
@@ -116,7 +128,10 @@ def _prefill_logits(
     images = None
     if image_rows is not None and config.vision:
         tokens = torch.tensor([token for tokens in sequences for token in tokens])
-        images = (tokens == config.vision.image_token).nonzero().flatten().to(device), image_rows
+        is_image = (tokens == config.vision.image_token).to(device)
+        embedded = image_rows.new_zeros(len(tokens), config.hidden_size)
+        embedded[is_image] = image_rows
+        images = is_image, embedded
     batch = PrefillBatch(
         token_ids=torch.tensor([token for tokens in sequences for token in tokens]).to(device),
         positions=positions.to(device),

@@ -26,8 +26,10 @@ from lite_llama.engine.memory import plan_memory
 from lite_llama.engine.options import EngineOptions
 from lite_llama.engine.request import GenerationRequest, Message, SamplingParams
 from lite_llama.kernels import PAGE_SIZE
+from lite_llama.kernels.operators import reference_operators, triton_operators
 from lite_llama.models.config import ModelConfig
 from lite_llama.models.errors import CheckpointError, UserError
+from lite_llama.models.loader import load_decoder
 
 NEW_TOKENS = 32
 GREEDY = SamplingParams(temperature=0, max_new_tokens=NEW_TOKENS)
@@ -97,8 +99,8 @@ def load(checkpoint) -> Engine:
 
 
 def features_of(engine: Engine) -> image_features.ImageFeatures:
-    assert engine.runner._features
-    return engine.runner._features
+    assert engine.runner.features
+    return engine.runner.features
 
 
 def reply(
@@ -166,6 +168,18 @@ def test_image_features_are_those_of_transformers(name, tiny_llava):
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
 
 
+def test_the_kernels_give_the_features_of_plain_pytorch(tiny_llava):
+    if torch.cuda.is_available():
+        pytest.skip("this process compiles kernels for its GPU, where test_gpu_parity.py compares")
+    checkpoint = tiny_llava(vision_feature_layer=[1, -1], vision_feature_select_strategy="full").checkpoint
+    cpu, pixels = torch.device("cpu"), torch.randn(2, 3, 70, 70)
+    ours, expected = (
+        load_decoder(checkpoint, ops, cpu, torch.float32, 64).encode_images(pixels)
+        for ops in (triton_operators(), reference_operators())
+    )
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
+
+
 def test_features_in_bfloat16_are_near_those_in_float32(tiny_llava, images):
     checkpoint = tiny_llava().checkpoint
     exact, rounded = (
@@ -183,6 +197,7 @@ def test_prompts_are_those_of_the_processor(name, pair, images):
     ids = engine.tokenizer.encode_chat(messages)
     assert ids == oracle.inputs(messages)["input_ids"][0].tolist()
     assert engine.count_tokens(messages) == len(ids)
+    assert engine.info.image_tokens == 25
 
 
 @pytest.mark.parametrize("name", ["one", "two", "three", "turns", "late"])

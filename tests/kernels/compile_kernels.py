@@ -25,6 +25,7 @@ from lite_llama.kernels import (
     flash_decoding,
     gemm,
     gemv,
+    image_attention,
     operators,
     rmsnorm,
     sampling,
@@ -67,7 +68,11 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
         x, weight = torch.empty(4, 9728, dtype=dtype), torch.empty(9728, dtype=dtype)
         yield f"rmsnorm {dtype}", partial(ops.rmsnorm, x, weight, 1e-5)
         yield f"skip_rmsnorm {dtype}", partial(ops.skip_rmsnorm, x[None], x, weight, 1e-5)
+        yield f"layernorm {dtype}", partial(ops.layernorm, x, weight, weight, 1e-5)
+        yield f"skip_layernorm {dtype}", partial(ops.skip_layernorm, x, x, weight, weight, 1e-5)
         yield f"swiglu {dtype}", partial(ops.swiglu, x)
+        yield f"gelu {dtype}", partial(ops.gelu, x)
+        yield f"quick_gelu {dtype}", partial(ops.quick_gelu, x)
         yield f"mul {dtype}", partial(ops.mul, x, x)
         yield f"softmax {dtype}", partial(ops.softmax, x)
     slots, positions = torch.arange(4).int(), torch.arange(4)
@@ -76,6 +81,15 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     embedding, table = torch.empty(8, 4096, dtype=wide), torch.zeros(5, 8).int()
     yield "begin_step", partial(ops.begin_step, embedding, slots, slots, state.token, state.token, table)
     yield from linear_launches()
+    for heads, head_dim, dtype in (
+        (16, 64, wide),
+        (16, 80, half),
+        (16, 64, full),
+        (8, 128, wide),
+        (8, 128, full),
+    ):
+        qkv = torch.empty(2, 577, 3 * heads * head_dim, dtype=dtype)
+        yield f"image_attention {heads} {head_dim} {dtype}", partial(ops.image_attention, qkv, heads, 0.1)
     for heads, kv_heads, head_dim, dtype in (
         (14, 2, 64, wide), (12, 12, 80, half), (24, 8, 96, full), (32, 8, 128, wide),
         (8, 4, 256, wide), (8, 4, 256, full),
@@ -115,14 +129,7 @@ def decode_launch(
 
 
 def tile_launches(target: Target) -> Iterator[tuple[str, Callable[[], object]]]:
-    """A launch for each entry of the table of tiles that is for this kind of GPU.
-
-    Where keys can be prefetched, also one that does: the table has none yet.
-    """
-    if target.pdl:
-        *_, last = decode_attention.candidates(128, target, few=False)
-        shape = {"head_dim": 128, "group": 2, "norm": 0, "few": 0}
-        tiles.update({tiles.key("decode_attention", target, torch.float16, **shape): last})
+    """A launch for each entry of the table of tiles that is for this kind of GPU."""
     for key in list(tiles._table()):
         where, kernel, dtype_name, *numbers = key.split()
         shape = {name: int(value) for name, _, value in (number.partition("=") for number in numbers)}
@@ -179,7 +186,7 @@ def main() -> None:
         driver.set_active(AbsentDriver(index, gpu))  # pyright: ignore[reportArgumentType]
         modules: list[Any] = [
             flash_attention1, flash_attention2, flash_decoding,
-            decode_attention, gemm, gemv, rmsnorm, sampling, skip_rmsnorm,
+            decode_attention, gemm, gemv, image_attention, rmsnorm, sampling, skip_rmsnorm,
         ]  # fmt: skip
         for module in modules:
             module.target = lambda device, target=target: target

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lite_llama.kernels import PAGE_SIZE, cpu_attention, decode_attention, flash_decoding
+from lite_llama.kernels import PAGE_SIZE, cpu_attention, decode_attention, flash_decoding, rope
 from lite_llama.kernels.operators import Operators, triton_operators
 
 # Whole prompts around the page boundaries, with an empty sequence between them.
@@ -233,7 +233,8 @@ def test_decode_step(column, shape, positions, parts, qk_norm, angles):
     )
     heads = total.view(len(wanted), -1, head_dim)
     q, k, v = heads.split((q_heads, kv_heads, kv_heads), 1)
-    q = exact_heads(q, norms[0], cos[where], sin[where], 1e-6)
+    # Queries rounded as the specification says, twice with norms: a large score shows every rounding.
+    rounded, _ = rope.reference(q, k, where, cos, sin, *norms, 1e-6)
     k = exact_heads(k, norms[1], cos[where], sin[where], 1e-6)
     for row, position in enumerate(wanted):
         page = table[slots[row].long(), position // PAGE_SIZE].long()
@@ -243,8 +244,7 @@ def test_decode_step(column, shape, positions, parts, qk_norm, angles):
         # From here on the rounded keys and queries count: attention is checked, not rope again.
         keys = torch.cat((cache.k[row][:position], written[None]))
         values = torch.cat((cache.v[row][:position], v[row][None]))
-        rounded = q[row].to(column.dtype)[None]
-        exact = exact_attention(rounded, keys, values, scale)
+        exact = exact_attention(rounded[row, None], keys, values, scale)
         column.check_sum(out[row].view(q_heads, head_dim), exact[0])
         for cached, old in zip((cache.k_cache, cache.v_cache), before, strict=True):
             old[page, position % PAGE_SIZE] = cached[page, position % PAGE_SIZE]

@@ -1,4 +1,4 @@
-"""SwiGLU, product and softmax."""
+"""SwiGLU, GELU, product and softmax."""
 
 import pytest
 import torch
@@ -17,6 +17,35 @@ def test_swiglu_saturates(column):
         [[-200.0, -1000.0, 200.0, 2.0, 3.0, 0.5]], dtype=column.dtype, device=column.device
     )
     assert column.ops.swiglu(gate_up).tolist() == [[0.0, 0.0, 100.0]]
+
+
+@pytest.mark.parametrize("shape_of", [(5, 576), (3, 7, 1000)])
+def test_gelu(column, shape_of):
+    x = column.randn(*shape_of) * 2
+    exact = x.cpu().double()
+    column.check(column.ops.gelu(x), exact * torch.special.ndtr(exact))
+    column.check(column.ops.quick_gelu(x), exact / (1 + (-1.702 * exact).exp()))
+
+
+def test_gelu_saturates(column):
+    """Large values: exp overflows on the negative side, where both are 0, and is not seen on the positive."""
+    x = torch.tensor([-1000.0, -200.0, 0.0, 200.0, 1000.0], dtype=column.dtype, device=column.device)
+    assert column.ops.gelu(x).tolist() == [0, 0, 0, 200, 1000]
+    assert column.ops.quick_gelu(x).tolist() == [0, 0, 0, 200, 1000]
+
+
+def test_gelu_of_views(column):
+    x = column.randn(60, 400).T
+    column.check(column.ops.quick_gelu(x), x.double() / (1 + (-1.702 * x.double()).exp()))
+
+
+def test_quick_gelu_rounds_where_transformers_does(column):
+    """Each step is rounded: bit for bit, but for the last bits of the exponential, which fp32 shows."""
+    from transformers.activations import ACT2FN
+
+    x = column.randn(64, 576) * 2
+    same = column.ops.quick_gelu(x) == ACT2FN["quick_gelu"](x)
+    assert same.double().mean().item() > 0.99 or column.dtype == torch.float32
 
 
 @pytest.mark.parametrize("shape_of", [(1,), (5, 576), (3, 7, 1000)])
@@ -50,5 +79,6 @@ def test_softmax_with_masked_entries(column):
 def test_no_rows(column):
     x = column.randn(0, 64)
     assert column.ops.swiglu(x).shape == (0, 32)
+    assert column.ops.gelu(x).shape == column.ops.quick_gelu(x).shape == (0, 64)
     assert column.ops.mul(x, x).shape == (0, 64)
     assert column.ops.softmax(x).shape == (0, 64)

@@ -1,4 +1,4 @@
-"""RMSNorm, and its fusion with the residual addition."""
+"""RMSNorm and layer norm, each alone and fused with the residual addition."""
 
 import pytest
 import torch
@@ -37,10 +37,41 @@ def test_skip_rmsnorm(column, size, parts):
     column.check(out, exact_rmsnorm(total, weight))
 
 
+def exact_layernorm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    x, weight, bias = x.cpu().double(), weight.cpu().double(), bias.cpu().double()
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + EPS).sqrt() * weight + bias
+
+
+@pytest.mark.parametrize("size", [1, 48, 1000, 1024])
+def test_layernorm(column, size):
+    x, weight, bias = column.randn(7, size), column.randn(size), column.randn(size)
+    x[3] *= 100
+    x[4] *= 1e-3
+    x[5] += 30  # the variance must not be the difference of two large numbers
+    column.check(column.ops.layernorm(x, weight, bias, EPS), exact_layernorm(x, weight, bias))
+
+
+def test_layernorm_of_strided_rows(column):
+    wide, weight, bias = column.randn(5, 1000), column.randn(576), column.randn(576)
+    x = wide[:, 100:676]
+    column.check(column.ops.layernorm(x, weight, bias, EPS), exact_layernorm(x, weight, bias))
+
+
+@pytest.mark.parametrize("size", [1, 48, 1000, 1024])
+def test_skip_layernorm(column, size):
+    x, residual, weight, bias = column.randn(7, size), column.randn(7, size), *column.randn(2, size)
+    out, total = column.ops.skip_layernorm(x, residual, weight, bias, EPS)
+    assert torch.equal(total, x + residual)
+    column.check(out, exact_layernorm(total, weight, bias))
+
+
 def test_no_rows(column):
     x, weight = column.randn(0, 64), column.randn(64)
     assert column.ops.rmsnorm(x, weight, EPS).shape == (0, 64)
     assert [t.shape for t in column.ops.skip_rmsnorm(x[None], x, weight, EPS)] == [(0, 64), (0, 64)]
+    assert column.ops.layernorm(x, weight, weight, EPS).shape == (0, 64)
+    assert [t.shape for t in column.ops.skip_layernorm(x, x, weight, weight, EPS)] == [(0, 64), (0, 64)]
 
 
 def test_rounds_where_transformers_does(column):
