@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from textual import work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.filter import LineFilter
 from textual.keys import Keys
 from textual.screen import Screen
 
@@ -25,10 +26,12 @@ from .actions import ACTIONS, key_name
 from .controller import INTERNAL_ERROR, Controller
 from .database import Turn, open_or_replace
 from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told, TurnChanged
+from .guard import Guard
 from .library import remember_speed, scan
 from .paths import Paths
 from .screens.chat import ChatScreen
 from .screens.conversations import ConversationsScreen
+from .screens.figures import FiguresScreen
 from .screens.help import HelpScreen
 from .screens.images import ImagesScreen, SeeingModelsScreen
 from .settings import Settings, SettingsStore
@@ -93,6 +96,7 @@ class LiteLlamaApp(App[None]):
         self.controller = Controller(self._store.load(), paths.models, create_engine, self._told)
         self._chat = ChatScreen(self.controller)
         self._ending = False
+        self._guard = Guard()
         for theme in THEMES:
             self.register_theme(theme)
         self._use_theme(self.settings.theme)
@@ -100,6 +104,9 @@ class LiteLlamaApp(App[None]):
     @property
     def settings(self) -> Settings:
         return self.controller.settings
+
+    def get_line_filters(self) -> list[LineFilter]:
+        return [*super().get_line_filters(), self._guard]
 
     # Start and end
 
@@ -258,6 +265,9 @@ class LiteLlamaApp(App[None]):
 
     def action_help(self) -> None:
         self.push_screen(HelpScreen())
+
+    def action_figures(self) -> None:
+        self.push_screen(FiguresScreen(self.controller, self._chat.load))
 
     def action_images(self) -> None:
         self.push_screen(ImagesScreen(self._chat))

@@ -20,6 +20,7 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widgets import Input, Static, TextArea
 
+from lite_llama.app.machine import Machine, MachineLoad
 from lite_llama.app.paths import Paths
 from lite_llama.app.theme import THEMES
 from lite_llama.app.tui import LiteLlamaApp
@@ -28,6 +29,7 @@ from lite_llama.app.widgets.message import ReplyMessage, UserMessage
 from lite_llama.app.widgets.prompt import PromptInput
 from lite_llama.app.widgets.transcript import Transcript
 from lite_llama.engine.events import (
+    EngineFigures,
     Failed,
     Finished,
     FinishReason,
@@ -163,6 +165,10 @@ class FakeEngine(EngineThread):
     def model(self) -> ModelInfo | None:
         return self._model
 
+    @property
+    def figures(self) -> EngineFigures | None:
+        return EngineFigures(5, 12, self.max_context // 16, 0, 0) if self._model else None
+
     def close(self) -> None:
         self.closed = True
         self._load_cancel.set()
@@ -209,11 +215,11 @@ class FakeEngine(EngineThread):
             sink(Loaded(self._model))
 
     def _play(self, request_id: int, request: GenerationRequest, reply: Reply, sink: Sink) -> None:
-        if reply.refuse is not None:
-            sink(Failed(request_id, reply.refuse, ""))
-            return
         cancel = self._cancels[request_id]
         prompt = self.count_tokens(request.messages)
+        if reply.refuse is not None or prompt >= self.max_context:
+            sink(Failed(request_id, reply.refuse or "It does not fit.", ""))
+            return
         sink(Queued(request_id, prompt))
         sink(PrefillProgress(request_id, prompt // 2, prompt))
         sink(PrefillProgress(request_id, prompt, prompt))
@@ -274,6 +280,12 @@ def engine():
     fake = FakeEngine()
     yield fake
     fake.close()
+
+
+@pytest.fixture(autouse=True)
+def same_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine always has the same load: pictures show it."""
+    monkeypatch.setattr(Machine, "sample", lambda self, *, gpu: MachineLoad(0.42, 400_000_000))
 
 
 @pytest.fixture
@@ -445,7 +457,7 @@ def chat(make_app, until):
             pilot = await self._run.__aenter__()
             running = Chat(self.app, pilot, until)
             if self.wait:
-                await running.until(lambda: running.text_of("#telemetry") == "Ready")
+                await running.until(lambda: running.text_of("#telemetry").startswith("Ready"))
             return running
 
         async def __aexit__(self, *error):
