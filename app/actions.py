@@ -44,6 +44,7 @@ ACTIONS = (
     Action("cancel", "Stop", "end the reply, keep its part", "escape", "", "/stop"),
     Action("continue_reply", "Continue", "a reply that was cut off", "ctrl+g", "", "/continue"),
     Action("regenerate", "Try again", "the last reply anew", "ctrl+r", "", "/retry"),
+    Action("tokens", "Tokens", "how likely, what else", "f9", "", "/tokens"),
     Action("app.toggle_theme", "Dark or light", "switch the theme", "ctrl+t", "", "/theme", True),
     Action("app.change_theme", "Choose a theme", "one of all there are", anywhere=True),
     Action("app.quit", "Quit", "stop, save and leave", "ctrl+q", "Quit", "/quit", True),

@@ -25,11 +25,12 @@ from ..engine.events import (
     ModelInfo,
     PrefillProgress,
     Queued,
+    Scored,
     TextDelta,
     Thinking,
     ThinkingDelta,
 )
-from ..engine.request import GenerationRequest, Message
+from ..engine.request import GenerationRequest, Message, ScoreRequest
 from ..models.errors import UserError
 from .attachments import Attachment, images_of
 from .database import Conversation, Database, Status, Summary, Turn
@@ -196,7 +197,7 @@ class Inbox:
     def _receive(self, event: Event) -> None:
         self._events.append(event)
         self._any.set()
-        if isinstance(event, Finished | Failed | Loaded | LoadFailed):
+        if isinstance(event, Finished | Failed | Scored | Loaded | LoadFailed):
             self._last.set()
 
     async def batches(self) -> AsyncIterator[list[Event]]:
@@ -448,6 +449,28 @@ class Controller:
         if reply is not None and not self.replying:
             await self._restart(reply, keep=False)
 
+    async def score(self, turn: Turn) -> AsyncIterator[Event]:
+        """Have the model read a reply again: PrefillProgress, and at the end Scored or Failed."""
+        if self.engine is None:
+            yield Failed(0, "No model is loaded: choose one with F3.", "")
+            return
+        turns = self.conversation.turns
+        reply = Message("assistant", turn.text, turn.thinking.text)
+        before = self._messages(turns[: turns.index(turn)])
+        inbox = Inbox()
+        request_id = self.engine.score(ScoreRequest((*before, reply), turn.token_ids), inbox.sink)
+        try:
+            async for events in inbox.batches():
+                for event in events:
+                    yield event
+        finally:  # also when nobody wants to know any more
+            self.engine.cancel(request_id)
+
+    async def resample(self, turn: Turn, token_ids: tuple[int, ...]) -> None:
+        """Write the last reply anew, beginning with these tokens of the model's."""
+        if turn is self.last_reply and not self.replying:
+            await self._restart(turn, keep=False, begin=token_ids)
+
     async def cancel(self) -> None:
         """Stop the reply being written, if any; returns when what there is of it is saved."""
         if self._reply is not None and not self._reply.done():
@@ -456,14 +479,14 @@ class Controller:
                 self.engine.cancel(self._request_id)
             await asyncio.wait([self._reply])
 
-    async def _restart(self, reply: Turn, *, keep: bool) -> None:
+    async def _restart(self, reply: Turn, *, keep: bool, begin: tuple[int, ...] = ()) -> None:
         if self.model is None and not self.loading:
             await self._tell(Told("No model is loaded: choose one with F3."))
             return
         before = replace(reply)
         reply.status, reply.note = "streaming", ""
         if not keep:
-            reply.text, reply.thinking, reply.figures = "", Thinking(), None
+            reply.text, reply.thinking, reply.figures, reply.token_ids = "", Thinking(), None, begin
         await self._tell(TurnChanged(reply))
         self._start(reply, before)
 
@@ -496,6 +519,7 @@ class Controller:
                     (*self._messages(conversation.turns[:-1]), *begun),
                     params,
                     continue_last=bool(begun),
+                    begin=() if begun else reply.token_ids,
                     thinking=self.settings.think,
                 )
                 inbox = Inbox()
@@ -579,7 +603,7 @@ class Controller:
         await self._tell(why)
         if before is not None:
             reply.text, reply.thinking, reply.figures = before.text, before.thinking, before.figures
-            reply.status, reply.note = before.status, before.note
+            reply.status, reply.note, reply.token_ids = before.status, before.note, before.token_ids
             await self._save(conversation, [reply])
             await self._tell(TurnChanged(reply))
             return
@@ -669,6 +693,10 @@ def _take(reply: Turn, start: Turn, event: Finished | Failed) -> None:
     """Set the reply to what it was at the start and what the engine has added."""
     reply.text = start.text + event.text
     reply.thinking = start.thinking + event.thinking
+    if isinstance(event, Finished) and (start.token_ids or not start.has_begun):
+        reply.token_ids = start.token_ids + event.token_ids
+    else:
+        reply.token_ids = ()
 
 
 def _finish(reply: Turn, start: Turn, event: Finished, limit: int) -> None:

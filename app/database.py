@@ -56,6 +56,8 @@ MIGRATIONS = (
     "ALTER TABLE messages ADD COLUMN thinking TEXT",  # JSON of engine.events.Thinking; NULL: none
     # JSON list of images: name, sha256, width, height; NULL: none. Their content is in the image store.
     "ALTER TABLE messages ADD COLUMN images TEXT",
+    # JSON list of the token ids that a reply was generated as; NULL: not known.
+    "ALTER TABLE messages ADD COLUMN token_ids TEXT",
 )
 
 
@@ -79,6 +81,9 @@ class Turn:
     created: float = field(default_factory=time.time)
     thinking: Thinking = field(default_factory=Thinking)
     images: tuple[Attachment, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    """The tokens that a reply was generated as, empty if they are not known; before it has begun, those that
+    it is to begin with."""
 
     @property
     def has_begun(self) -> bool:
@@ -197,6 +202,7 @@ class Database:
                     "created": turn.created,
                     "thinking": json.dumps(asdict(turn.thinking)) if turn.thinking.text else None,
                     "images": _stored_images(turn.images),
+                    "token_ids": json.dumps(turn.token_ids) if turn.token_ids else None,
                 }
             )
         async with self._transaction() as run:
@@ -221,9 +227,10 @@ class Database:
             )
             await run.executemany(
                 "INSERT INTO messages VALUES (:id, :conversation_id, :parent_id, :position, :role, :content, "
-                ":status, :note, :figures, :created, :thinking, :images) ON CONFLICT (id) DO UPDATE SET "
+                ":status, :note, :figures, :created, :thinking, :images, :token_ids) "
+                "ON CONFLICT (id) DO UPDATE SET "
                 "content = excluded.content, status = excluded.status, note = excluded.note, "
-                "figures = excluded.figures, thinking = excluded.thinking",
+                "figures = excluded.figures, thinking = excluded.thinking, token_ids = excluded.token_ids",
                 rows,
             )
         if problem:
@@ -252,7 +259,8 @@ class Database:
             )
             found = await cursor.fetchone()
             rows = await self._connection.execute_fetchall(
-                "SELECT role, content, status, note, figures, id, created, thinking, images FROM messages "
+                "SELECT role, content, status, note, figures, id, created, thinking, images, token_ids "
+                "FROM messages "
                 "WHERE conversation_id = ? ORDER BY position",
                 (conversation_id,),
             )
@@ -260,10 +268,10 @@ class Database:
             raise UserError("That conversation is no longer there: choose another.")
         title, created, model, settings, system_prompt = found
         turns = []
-        for role, content, status, note, figures, turn_id, when, thinking, stored in rows:
+        for role, content, status, note, figures, turn_id, when, thinking, stored, ids in rows:
             images = [await asyncio.to_thread(self._images.get, image) for image in _images(stored)]
             turn = Turn(role, content, status, note, _figures(figures), turn_id, when, _thinking(thinking))
-            turns.append(replace(turn, images=tuple(images)))
+            turns.append(replace(turn, images=tuple(images), token_ids=tuple(json.loads(ids or "[]"))))
         return Conversation(
             title, system_prompt, model, json.loads(settings), turns, conversation_id, created
         )

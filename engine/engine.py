@@ -195,8 +195,11 @@ class Engine:
 
     def submit(self, request_id: int, request: GenerationRequest, sink: Sink, submitted: float) -> None:
         """Tokenise and queue a request. Raises UserError when it does not fit the context."""
+        tags, thinking = self.tokenizer.tags, request.thinking
+        if request.begin:
+            thinking = tags is not None and request.begin[0] == tags.open
         prompt = self.tokenizer.encode_chat(
-            request.messages, thinking=request.thinking, continue_last=request.continue_last
+            request.messages, thinking=thinking, continue_last=request.continue_last
         )
         images = [image for message in request.messages for image in message.images]
         self.submit_tokens(request_id, prompt, request, sink, submitted, images)

@@ -65,8 +65,8 @@ class GenerationRequest:
     a new turn being opened. `thinking` switches that of a model which can do with and without; None leaves
     it to the chat template. A continued reply goes on as it began.
 
-    `begin` are token ids of this model that the new turn begins with. Its text comes with that of the
-    tokens that follow, and only these count as generated.
+    `begin` are token ids of this model that the new turn begins with, by thinking or not. Their text comes
+    before that of the tokens that follow, and only these count as generated.
     """
 
     messages: tuple[Message, ...]

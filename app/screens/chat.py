@@ -39,6 +39,7 @@ from ..widgets.attachments import AttachedChip, AttachmentBar
 from ..widgets.prompt import PromptInput
 from ..widgets.status import ContextLabel, ContextMeter, Header, Telemetry
 from ..widgets.transcript import Transcript
+from .tokens import TokensScreen
 
 
 class ChatScreen(Screen[None]):
@@ -247,6 +248,15 @@ class ChatScreen(Screen[None]):
 
     async def action_regenerate(self) -> None:
         await self.controller.regenerate()
+
+    @work
+    async def action_tokens(self) -> None:
+        """How likely the last reply's tokens were, and to go on from another one."""
+        turn = self.controller.last_reply
+        if self.controller.replying or turn is None or not turn.has_begun:
+            self.notify("There is no reply yet whose tokens could be shown.")
+        elif ids := await self.app.push_screen_wait(TokensScreen(self.controller, turn)):
+            await self.controller.resample(turn, ids)
 
     async def action_new_conversation(self) -> None:
         await self.controller.new_conversation()
