@@ -94,7 +94,7 @@ class Tokenizer:
 
     def _generated(self, prompt: Sequence[int], ids: Sequence[int], reply: Message) -> bool:
         """Whether these are the ids of the reply; a stop string that ended it is no part of its text."""
-        if not ids or any(self._backend.id_to_token(id) is None for id in ids):
+        if not ids or not 0 <= min(ids) <= max(ids) < self._backend.get_vocab_size():
             return False
         read = ReplyText(self.decode, (), self.tags, "thinking" if self.opens_thinking(prompt) else "start")
         for id in ids:

@@ -10,6 +10,7 @@ from lite_llama.app.text import visible
 from lite_llama.app.theme import THEMES
 from lite_llama.app.widgets.prompt import PromptInput
 from lite_llama.app.widgets.tokens import LEVELS, TokenText, lay_out, level, shown
+from lite_llama.app.widgets.transcript import Transcript
 
 from .test_theme import contrast
 
@@ -58,11 +59,16 @@ class View:
 
     async def open(self, reply=REPLY, *, key="f9"):
         self.engine.reply(*reply.split("|"))
-        self.app.query_one(PromptInput).text = "Tell me about llamas."
-        await self.pilot.press("enter")
-        await self.until(lambda: self.app.controller.last_reply and not self.app.controller.replying)
+        await self.ask("Tell me about llamas.")
         await self.pilot.press(key)
         await self.until(lambda: isinstance(self.app.screen, TokensScreen))
+
+    async def ask(self, question):
+        turns = len(self.app.controller.conversation.turns)
+        self.app.query_one(PromptInput).text = question
+        await self.pilot.press("enter")
+        await self.until(lambda: len(self.app.controller.conversation.turns) == turns + 2)
+        await self.until(lambda: not self.app.controller.replying)
 
     async def until(self, condition):
         await self._until(self.pilot, condition)
@@ -117,6 +123,26 @@ async def test_cursor_shows_alternatives_and_another_token_is_gone_on_from(view)
     reply = view.app.controller.last_reply
     assert reply.text == "Llamas are very calm."
     assert reply.token_ids == (*request.begin, 0, 1, 2)
+    conversation = view.app.controller.conversation
+    assert [turn.text for turn in conversation.siblings(reply)] == [REPLY, reply.text]
+    stored = await view.app.controller.database.load(conversation.id)
+    assert [turn.token_ids for turn in stored.all_turns] == [(), (0,), reply.token_ids]
+
+
+async def test_an_earlier_reply_is_looked_at_when_it_is_selected(view):
+    view.engine.reply("First.")
+    await view.ask("One?")
+    view.engine.reply("Second.")
+    await view.ask("Two?")
+    await view.pilot.press("alt+up", "alt+up", "alt+up")
+    assert view.app.screen.query_one(Transcript).selected.text == "First."
+    await view.pilot.press("t")
+    await view.until(lambda: isinstance(view.app.screen, TokensScreen) and view.options)
+    assert [message.content for message in view.engine.scored[0].messages] == ["One?", "First."]
+    view.engine.reply("First as well.")
+    await view.pilot.press("enter", "enter")
+    await view.until(lambda: view.app.controller.last_reply.text == "First as well.")
+    assert [turn.text for turn in view.app.controller.conversation.turns] == ["One?", "First as well."]
 
 
 async def test_keys_and_mouse_move_the_cursor(view):

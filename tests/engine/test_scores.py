@@ -164,7 +164,7 @@ def test_scoring_is_stopped_halfway(engine, small_steps):
 def test_text_without_its_tokens_is_encoded_anew(engine):
     reply = reply_to(engine)
     text = "It is Paris. 12345"
-    for ids in ((), reply.token_ids, (5, 10_000_000)):
+    for ids in ((), reply.token_ids, (5, 10_000_000), (5, 1 << 70), (-1,)):
         scored = score(engine, text, ids)
         assert not scored.as_generated
         assert "".join(token.text for token in scored.tokens) == text
