@@ -28,8 +28,8 @@ def visible(text: str) -> str:
 
 
 def format_percent(share: float) -> str:
-    """A share of 1: 62.1 %, <0.1 %."""
-    return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+    """A share of 1: 62.1%, <0.1%."""
+    return "<0.1%" if 0 < share < 0.0005 else f"{100 * share:.1f}%"
 
 
 def format_tokens(count: int) -> str:

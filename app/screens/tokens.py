@@ -10,11 +10,12 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
+from textual.markup import escape
 from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from ...engine.events import Alternative, Failed, PrefillProgress, Scored, TokenScore
+from ...engine.events import Alternative, Failed, PrefillProgress, Scored
 from ..controller import Controller
 from ..database import Turn
 from ..text import format_percent, format_tokens, one_line
@@ -37,7 +38,6 @@ class TokensScreen(ModalScreen[tuple[int, ...] | None]):
         super().__init__()
         self._controller = controller
         self._turn = turn
-        self._tokens: tuple[TokenScore, ...] = ()
         self._shown: list[Alternative] = []
         self._text = TokenText()
         self._place = Static(id="place", markup=False)
@@ -48,6 +48,8 @@ class TokensScreen(ModalScreen[tuple[int, ...] | None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as dialog:
             dialog.border_title = "Tokens"
+            if model := self._controller.model:
+                dialog.border_subtitle = escape(f"probabilities of {one_line(model.name)} at temperature 1")
             with Horizontal(id="panes"):
                 yield self._text
                 with Vertical(id="panel"):
@@ -70,14 +72,13 @@ class TokensScreen(ModalScreen[tuple[int, ...] | None]):
                 case Failed(message=message):
                     self._remark.update(Content.styled(one_line(message), "$text-error"))
                 case Scored(tokens=tokens):
-                    self._tokens = tokens
-                    self._remark.update(self._summary(as_generated=event.as_generated))
                     self._text.show(tokens)
+                    self._remark.update(self._summary(as_generated=event.as_generated))
 
     def _summary(self, *, as_generated: bool) -> Content:
-        unlikely = sum(probability(token) < UNLIKELY for token in self._tokens)
+        unlikely = sum(probability(token) < UNLIKELY for token in self._text.tokens)
         parts = [
-            f"{format_tokens(len(self._tokens))}, {unlikely} below {100 * UNLIKELY:.0f} %   ",
+            f"{format_tokens(len(self._text.tokens))}, {unlikely} below {100 * UNLIKELY:.0f}%   ",
             *self._legend(),
         ]
         if not as_generated:
@@ -89,14 +90,14 @@ class TokensScreen(ModalScreen[tuple[int, ...] | None]):
         parts = []
         for number, limit in enumerate(LEVELS, 1):
             style = self._text.get_visual_style(f"token--level-{number}")
-            parts += [Content.styled(f" <{100 * limit:.0f} % ", style), Content(" ")]
+            parts += [Content.styled(f"<{100 * limit:.0f}%", style), Content(" ")]
         return parts
 
     # The panel
 
     @on(TokenText.Moved)
     def _show_place(self, event: TokenText.Moved) -> None:
-        token = self._tokens[event.token]
+        token = self._text.tokens[event.token]
         others = list(token.alternatives)
         if all(other.id != token.id for other in others):
             others.append(Alternative(token.id, token.text, token.logprob))
@@ -105,7 +106,7 @@ class TokensScreen(ModalScreen[tuple[int, ...] | None]):
             Content.assemble(
                 (shown(token.text), "bold"),
                 (f"  {format_percent(probability(token))}\n", "$text-primary"),
-                (f"token {event.token + 1:,} of {len(self._tokens):,}", "$text-muted"),
+                (f"token {event.token + 1:,} of {len(self._text.tokens):,}", "$text-muted"),
             )
         )
         self._list.set_options([Option(_line(other, came=other.id == token.id)) for other in others])
@@ -113,13 +114,13 @@ class TokensScreen(ModalScreen[tuple[int, ...] | None]):
 
     @on(TokenText.Chosen)
     def _choose(self) -> None:
-        if self._tokens:
+        if self._text.tokens:
             self._list.focus()
             self._keys.update(_CHOOSE_KEYS)
 
     @on(OptionList.OptionSelected)
     def _go_on(self, event: OptionList.OptionSelected) -> None:
-        before = [token.id for token in self._tokens[: self._text.cursor]]
+        before = [token.id for token in self._text.tokens[: self._text.cursor]]
         self.dismiss((*before, self._shown[event.option_index].id))
 
     def action_back(self) -> None:

@@ -116,13 +116,13 @@ class TokenText(ScrollView, can_focus=True):
 
     def __init__(self) -> None:
         super().__init__()
-        self._tokens: Sequence[TokenScore] = ()
+        self.tokens: Sequence[TokenScore] = ()
         self._lines: list[list[Cell]] = []
         self._line_of: dict[int, int] = {}
 
     def show(self, tokens: Sequence[TokenScore]) -> None:
-        """Show these tokens, at least one, with the cursor on the least likely of the first ones."""
-        self._tokens = tokens
+        """Show these tokens, at least one, with the cursor on the first."""
+        self.tokens = tokens
         self._lay_out()
         self.post_message(self.Moved(self.cursor))
 
@@ -131,9 +131,9 @@ class TokenText(ScrollView, can_focus=True):
 
     def _lay_out(self) -> None:
         width = self.scrollable_content_region.width
-        if not self._tokens or width < 1:
+        if not self.tokens or width < 1:
             return
-        self._lines = lay_out([token.text for token in self._tokens], width)
+        self._lines = lay_out([token.text for token in self.tokens], width)
         self._line_of = {cell.token: y for y, line in enumerate(self._lines) for cell in line}
         self.virtual_size = Size(width, len(self._lines))
         self.refresh()
@@ -150,7 +150,7 @@ class TokenText(ScrollView, can_focus=True):
     def _style(self, token: int) -> Style:
         if token == self.cursor:
             return self.get_component_rich_style("token--cursor")
-        number = level(probability(self._tokens[token]))
+        number = level(probability(self.tokens[token]))
         if number == 0 and token % 2:  # so that one sees where a token ends
             return self.get_component_rich_style("token--odd")
         return self.get_component_rich_style(f"token--level-{number}")
@@ -158,7 +158,7 @@ class TokenText(ScrollView, can_focus=True):
     # The cursor
 
     def validate_cursor(self, token: int) -> int:
-        return max(0, min(token, len(self._tokens) - 1))
+        return max(0, min(token, len(self.tokens) - 1))
 
     def watch_cursor(self) -> None:
         self.refresh()
@@ -173,7 +173,7 @@ class TokenText(ScrollView, can_focus=True):
         self.cursor += step
 
     def action_to(self, token: int) -> None:
-        self.cursor = token % max(1, len(self._tokens))
+        self.cursor = token % max(1, len(self.tokens))
 
     def action_move_line(self, step: int) -> None:
         """To the token above or below."""
@@ -185,8 +185,8 @@ class TokenText(ScrollView, can_focus=True):
 
     def action_unlikely(self, step: int) -> None:
         """To the nearest token that was unlikely, in this direction."""
-        there = range(self.cursor + step, len(self._tokens) if step > 0 else -1, step)
-        self.cursor = next((at for at in there if probability(self._tokens[at]) < UNLIKELY), self.cursor)
+        there = range(self.cursor + step, len(self.tokens) if step > 0 else -1, step)
+        self.cursor = next((at for at in there if probability(self.tokens[at]) < UNLIKELY), self.cursor)
 
     def action_choose(self) -> None:
         self.post_message(self.Chosen())
