@@ -181,16 +181,34 @@ class Engine:
         if not reply:
             raise UserError("The reply is empty: there are no tokens to look at.")
         images = [image for message in request.messages for image in message.images]
+        scores = Scores(prompt, reply, request.alternatives, as_generated=as_generated)
+        self._queue_scoring(request_id, scores, sink, submitted, images)
+
+    def score_tokens(
+        self, request_id: int, prompt: Sequences[int], reply: Sequences[int], sink: Sink
+    ) -> None:
+        """As `score`, of tokens after tokens, and without alternatives."""
+        scores = Scores(prompt, reply, 0, as_generated=True)
+        self._queue_scoring(request_id, scores, sink, time.monotonic())
+
+    def _queue_scoring(
+        self,
+        request_id: int,
+        scores: Scores,
+        sink: Sink,
+        submitted: float,
+        images: Sequences[Image] = (),
+    ) -> None:
         self._queue(
             request_id,
-            prompt,
-            reply[:-1],
+            list(scores.prompt),
+            scores.reply[:-1],
             SamplingParams(max_new_tokens=1),
             ReplyText(self.tokenizer.decode),
             sink,
             submitted,
             images,
-            Scores(prompt, reply, request.alternatives, as_generated=as_generated),
+            scores,
         )
 
     def submit(self, request_id: int, request: GenerationRequest, sink: Sink, submitted: float) -> None:

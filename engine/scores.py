@@ -27,8 +27,8 @@ class Scores:
     def __init__(
         self, prompt: Sequence[int], reply: Sequence[int], alternatives: int, *, as_generated: bool
     ) -> None:
-        self._prompt = prompt
-        self._reply = reply
+        self.prompt = prompt
+        self.reply = reply
         self._alternatives = alternatives
         self._as_generated = as_generated
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -36,11 +36,11 @@ class Scores:
     @property
     def first(self) -> int:
         """The position whose logits are about the reply's first token."""
-        return len(self._prompt) - 1
+        return len(self.prompt) - 1
 
     def targets(self, start: int, end: int) -> list[int]:
         """The reply's tokens that follow the positions start ... end - 1, none of them before `first`."""
-        return list(self._reply[start - self.first : end - self.first])
+        return list(self.reply[start - self.first : end - self.first])
 
     def restart(self) -> None:
         """Forget what was added: the reply is read from its beginning again."""
@@ -58,7 +58,7 @@ class Scores:
         rows = [
             row for part in self._parts for row in zip(*(tensor.tolist() for tensor in part), strict=True)
         ]
-        tokens, start, scores = [*self._prompt, *self._reply], len(self._prompt), []
+        tokens, start, scores = [*self.prompt, *self.reply], len(self.prompt), []
         for at, (own, logprobs, ids) in enumerate(rows, start):
             before = tokens[max(0, at - 4) : at]
             alternatives = tuple(
