@@ -61,6 +61,7 @@ ACTIONS = (
     Action("cancel", "Stop", "end the reply, keep its part", "escape", "", "/stop"),
     Action("continue_reply", "Continue", "a reply that was cut off", "ctrl+g", "", "/continue"),
     Action("regenerate", "Try again", "another reply beside it", "ctrl+r", "", "/retry", turn_keys="r"),
+    Action("tokens", "Tokens", "how likely, what else", "f12", command="/tokens", turn_keys="t"),
     Action("select_turn(-1)", "Select", "the turn before", "alt+up,ctrl+up", turn_keys="up,k"),
     Action("select_turn(1)", "Select next", "the turn after", "alt+down,ctrl+down", turn_keys="down,j"),
     Action("edit_turn", "Edit", "a turn, as another branch", command="/edit", turn_keys="e,enter"),

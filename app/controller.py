@@ -10,14 +10,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ..engine.events import Failed, Finished, Loaded, LoadFailed, LoadProgress, ModelInfo, Thinking
-from ..engine.request import GenerationRequest, Message
+from ..engine.events import Event, Failed, Finished, Loaded, LoadFailed, LoadProgress, ModelInfo, Thinking
+from ..engine.request import GenerationRequest, Message, ScoreRequest
 from ..models.errors import UserError
 from . import exchange, tree
 from .attachments import Attachment, images_of
@@ -493,9 +493,10 @@ class Controller:
         if reply is not None and self.can_continue:
             await self._restart(reply, keep=True)
 
-    async def regenerate(self, turn: Turn | None = None) -> None:
+    async def regenerate(self, turn: Turn | None = None, begin: tuple[int, ...] = ()) -> None:
         """Answer anew, beside the reply `turn`, or to the message `turn`; without one, beside the last reply.
 
+        `begin` are tokens of the model that the new reply begins with.
         A last reply of which nothing had come, after an error, is written again in its place.
         """
         turn = turn or self.last_reply
@@ -508,10 +509,27 @@ class Controller:
         else:
             leaf = self._leaf
             self._cut(turn, keep=turn.role == "user")
-            reply = Turn("assistant", "", "streaming")
+            reply = Turn("assistant", "", "streaming", token_ids=begin)
             self.conversation.add(reply)
             await self._tell(BranchShown(self.conversation))
             self._start(reply, _Undo(leaf=leaf, added=(reply,)))
+
+    async def score(self, turn: Turn) -> AsyncIterator[Event]:
+        """Have the model read a reply again: PrefillProgress, and at the end Scored or Failed."""
+        if self.engine is None:
+            yield Failed(0, NO_MODEL, "")
+            return
+        turns = self.conversation.turns
+        before = self._messages(turns[: next(at for at, other in enumerate(turns) if other.id == turn.id)])
+        reply = Message("assistant", turn.text, turn.thinking.text)
+        inbox = Inbox()
+        request_id = self.engine.score(ScoreRequest((*before, reply), turn.token_ids), inbox.sink)
+        try:
+            async for events in inbox.batches():
+                for event in events:
+                    yield event
+        finally:  # also when nobody wants to know any more
+            self.engine.cancel(request_id)
 
     async def edit(self, turn: Turn, text: str) -> None:
         """Put `text` beside a turn as another branch. A message is answered; a reply stands as it is."""
@@ -587,7 +605,7 @@ class Controller:
         before = replace(reply)
         reply.status, reply.note = "streaming", ""
         if not keep:
-            reply.text, reply.thinking, reply.figures = "", Thinking(), None
+            reply.text, reply.thinking, reply.figures, reply.token_ids = "", Thinking(), None, ()
         await self._tell(TurnChanged(reply))
         self._start(reply, _Undo(before=before))
 
@@ -632,6 +650,7 @@ class Controller:
                     (*self._messages(conversation.read_turns[:-1]), *begun),
                     params,
                     continue_last=bool(begun),
+                    begin=() if begun else reply.token_ids,
                     thinking=settings.think,
                 )
                 inbox = Inbox()
@@ -690,7 +709,7 @@ class Controller:
             await self._tell(why)
         if (before := undo.before) is not None:
             reply.text, reply.thinking, reply.figures = before.text, before.thinking, before.figures
-            reply.status, reply.note = before.status, before.note
+            reply.status, reply.note, reply.token_ids = before.status, before.note, before.token_ids
             await self._save(conversation, [reply])
             await self._tell(TurnChanged(reply))
             return

@@ -93,6 +93,8 @@ MIGRATIONS = (
     """,
     # The last message that the model no longer reads, with all before it; NULL: it reads all.
     "ALTER TABLE conversations ADD COLUMN unread_id TEXT",
+    # JSON list of the token ids that a reply was generated as; NULL: not known.
+    "ALTER TABLE messages ADD COLUMN token_ids TEXT",
 )
 _SAVE_BRANCH = "UPDATE conversations SET leaf_id = ? WHERE id = ?"
 
@@ -117,6 +119,9 @@ class Turn:
     created: float = field(default_factory=time.time)
     thinking: Thinking = field(default_factory=Thinking)
     images: tuple[Attachment, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    """The tokens that a reply was generated as, empty if they are not known; before it has begun, those that
+    it is to begin with."""
     parent_id: str | None = None
     """The turn before; Conversation.add sets it."""
 
@@ -323,6 +328,7 @@ class Database:
                 "created": turn.created,
                 "thinking": json.dumps(asdict(turn.thinking)) if turn.thinking.text else None,
                 "images": _stored_images(turn.images),
+                "token_ids": json.dumps(turn.token_ids) if turn.token_ids else None,
                 "owner": self._instance.id if self._instance and turn.status == "streaming" else None,
             }
             for turn in turns
@@ -360,12 +366,13 @@ class Database:
             )
             await run.executemany(
                 "INSERT INTO messages (id, conversation_id, parent_id, position, role, content, status, "
-                "note, figures, created, thinking, images, owner) VALUES "
+                "note, figures, created, thinking, images, token_ids, owner) VALUES "
                 "(:id, :conversation_id, :parent_id, :position, :role, :content, :status, "
-                ":note, :figures, :created, :thinking, :images, :owner) "
+                ":note, :figures, :created, :thinking, :images, :token_ids, :owner) "
                 "ON CONFLICT (id) DO UPDATE SET "
                 "content = excluded.content, status = excluded.status, note = excluded.note, "
-                "figures = excluded.figures, thinking = excluded.thinking, owner = excluded.owner",
+                "figures = excluded.figures, thinking = excluded.thinking, token_ids = excluded.token_ids, "
+                "owner = excluded.owner",
                 rows,
             )
         if problem:
@@ -401,18 +408,19 @@ class Database:
             )
             found = await cursor.fetchone()
             rows = await self._connection.execute_fetchall(
-                "SELECT role, content, status, note, figures, id, created, thinking, images, parent_id "
-                "FROM messages WHERE conversation_id = ? ORDER BY position, rowid",
+                "SELECT role, content, status, note, figures, id, created, thinking, images, token_ids, "
+                "parent_id FROM messages WHERE conversation_id = ? ORDER BY position, rowid",
                 (conversation_id,),
             )
         if found is None:
             raise UserError("That conversation is no longer there: choose another.")
         title, created, model, settings, system_prompt, leaf_id, queue, overrides, unread_id = found
         turns = []
-        for role, content, status, note, figures, turn_id, when, thinking, stored, parent in rows:
+        for role, content, status, note, figures, turn_id, when, thinking, stored, ids, parent in rows:
             images = [await asyncio.to_thread(self._images.get, image) for image in _images(stored)]
             turn = Turn(role, content, status, note, _figures(figures), turn_id, when, _thinking(thinking))
-            turns.append(replace(turn, images=tuple(images), parent_id=parent))
+            token_ids = tuple(json.loads(ids or "[]"))
+            turns.append(replace(turn, images=tuple(images), token_ids=token_ids, parent_id=parent))
         conversation = Conversation(
             title,
             system_prompt,

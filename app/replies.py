@@ -17,6 +17,7 @@ from ..engine.events import (
     LoadFailed,
     PrefillProgress,
     Queued,
+    Scored,
     TextDelta,
     Thinking,
     ThinkingDelta,
@@ -42,7 +43,7 @@ class Inbox:
     def sink(self, event: Event) -> None:
         """Called on the engine's thread. The loop is woken for a batch's first event, and for the last."""
         self._events.append(event)
-        last = isinstance(event, Finished | Failed | Loaded | LoadFailed)
+        last = isinstance(event, Finished | Failed | Scored | Loaded | LoadFailed)
         if last or len(self._events) == 1:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the app is gone
                 self._loop.call_soon_threadsafe(self._wake, last)
@@ -131,6 +132,10 @@ def _take(reply: Turn, start: Turn, event: Finished | Failed) -> None:
     """Set the reply to what it was at the start and what the engine has added."""
     reply.text = start.text + event.text
     reply.thinking = start.thinking + event.thinking
+    if isinstance(event, Finished) and (start.token_ids or not start.has_begun):
+        reply.token_ids = start.token_ids + event.token_ids
+    else:
+        reply.token_ids = ()
 
 
 def _finish(reply: Turn, start: Turn, event: Finished, limit: int) -> None:

@@ -34,6 +34,19 @@ def one_line(text: str) -> str:
     return " ".join(inert(text).split())
 
 
+_SIGNS = {" ": "·", "\n": "⏎", "\t": "⇥"}
+
+
+def visible(text: str) -> str:
+    """`text` with a sign for each blank, and the code of each character that would not be seen."""
+    return "".join(_SIGNS.get(c) or (c if c.isprintable() else f"<{ord(c):x}>") for c in text)
+
+
+def format_percent(share: float) -> str:
+    """A share of 1: 62.1%, <0.1%."""
+    return "<0.1%" if 0 < share < 0.0005 else f"{100 * share:.1f}%"
+
+
 def format_tokens(count: int) -> str:
     """1 token, 1,234 tokens."""
     return f"{count:,} token{'s' if count != 1 else ''}"

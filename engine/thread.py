@@ -20,7 +20,7 @@ from ..models.errors import UserError
 from .engine import Engine
 from .events import EngineFigures, Event, Failed, Loaded, LoadFailed, LoadProgress, ModelInfo
 from .options import EngineOptions
-from .request import GenerationRequest, Message
+from .request import GenerationRequest, Message, ScoreRequest
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,8 @@ class EngineThread:
     """One model at a time, any number of requests at once.
 
     All methods may be called from any thread and return at once (but for `close`).
-    Every `load` ends in exactly one Loaded or LoadFailed, every `submit` in exactly one Finished or Failed.
+    Every `load` ends in exactly one Loaded or LoadFailed, every `submit` in exactly one Finished or Failed,
+    every `score` in exactly one Scored or Failed.
     """
 
     def __init__(self) -> None:
@@ -102,6 +103,15 @@ class EngineThread:
 
     def submit(self, request: GenerationRequest, sink: Sink) -> int:
         """Start a reply and return its request id; `sink` gets Queued first (or Failed)."""
+        request_id, now = next(self._ids), time.monotonic()
+        self._commands.put(lambda: self._submit(request_id, request, _guarded(sink), now))
+        return request_id
+
+    def score(self, request: ScoreRequest, sink: Sink) -> int:
+        """Look at how likely each token of a reply was; returns the request id. It can be cancelled.
+
+        `sink` gets Queued and PrefillProgress, as the reply is read again, and at the end Scored or Failed.
+        """
         request_id, now = next(self._ids), time.monotonic()
         self._commands.put(lambda: self._submit(request_id, request, _guarded(sink), now))
         return request_id
@@ -195,11 +205,16 @@ class EngineThread:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _submit(self, request_id: int, request: GenerationRequest, sink: Sink, now: float) -> None:
+    def _submit(
+        self, request_id: int, request: GenerationRequest | ScoreRequest, sink: Sink, now: float
+    ) -> None:
         try:
             if not self._engine:
                 raise UserError("No model is loaded: choose one first.")
-            self._engine.submit(request_id, request, sink, now)
+            if isinstance(request, ScoreRequest):
+                self._engine.score(request_id, request, sink, now)
+            else:
+                self._engine.submit(request_id, request, sink, now)
         except UserError as error:
             sink(Failed(request_id, str(error), ""))
         except Exception as error:

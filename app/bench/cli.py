@@ -202,6 +202,37 @@ def images(
 
 
 @bench.command()
+def perplexity(
+    ctx: typer.Context,
+    text: Annotated[Path, typer.Argument(metavar="FILE", help="Text in UTF-8, a novel for example.")],
+    model: Model = None,
+    window: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens that are read at a time.")] = 1024,
+    tokens: Annotated[
+        int, typer.Option(metavar="N", min=2, help="Tokens of the text, from its beginning.")
+    ] = 16384,
+    compare: Annotated[
+        str, typer.Option(metavar="LIST", help="transformers, on the same weights, or none.")
+    ] = "transformers",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """How well a model foretells a text, beside transformers."""
+    from .rivals import parse
+
+    rivals = parse(compare)
+    try:
+        content = text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{text} cannot be read as text ({error}): name another file.") from None
+    with _session(ctx, model, None, device, dtype, as_json, out) as (subject, tell, publish):
+        from .perplexity import measure
+
+        publish(measure(subject, content, window=window, tokens=tokens, compare=rivals, tell=tell))
+
+
+@bench.command()
 def serve(
     ctx: typer.Context,
     model: Model = None,

@@ -58,6 +58,7 @@ from ..widgets.telemetry import Telemetry
 from ..widgets.transcript import Transcript
 from .code_blocks import CodeBlocksScreen
 from .context_full import SHOWN_QUESTIONS, ContextFullScreen
+from .tokens import TokensScreen
 
 LOAD_EVERY_S = 1.0
 
@@ -358,6 +359,16 @@ class ChatScreen(Screen[None]):
         selected = self._transcript.selected
         self._prompt.focus()
         await self.controller.regenerate(selected)
+
+    @work(group="dialog", exclusive=True)
+    async def action_tokens(self) -> None:
+        """How likely a reply's tokens were; another one in the place of one begins a reply beside it."""
+        turn = self._transcript.selected or self._last("assistant")
+        if turn is None or turn.role != "assistant" or turn.status == "streaming" or not turn.has_begun:
+            self.notify("There is no finished reply to show the tokens of.")
+        elif ids := await self.app.push_screen_wait(TokensScreen(self.controller, turn)):
+            self._prompt.focus()
+            await self.controller.regenerate(turn, ids)
 
     # The prompt
 

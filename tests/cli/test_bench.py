@@ -192,6 +192,28 @@ def test_prefill(bench):
         assert row["prefill_tokens_per_s"] == row["prompt_tokens"] / row["ttft_s"]
 
 
+def test_perplexity(cli, tiny_model, tmp_path):
+    text = tmp_path / "novel.txt"
+    text.write_text("Sir Walter Elliot, of Kellynch Hall, was a man who never took up a book. " * 12)
+    arguments = (
+        "perplexity",
+        str(text),
+        "--model",
+        tiny_model,
+        "--window",
+        "64",
+        "--tokens",
+        "300",
+        "--json",
+    )
+    found = json.loads(cli("bench", *arguments).stdout)
+    ours, theirs = found["results"]
+    assert ours["scored_tokens"] == theirs["scored_tokens"] == 300 - 5
+    assert ours["perplexity"] == pytest.approx(theirs["perplexity"], rel=1e-5)
+    assert theirs["largest_difference"] < 1e-4
+    assert ours["perplexity"] > 1.5
+
+
 def test_context(bench):
     report = bench("context", "--shape", "tiny", "--prompt-tokens", 300, "--new-tokens", 40)
     (row,) = report["results"]
