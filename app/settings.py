@@ -195,10 +195,10 @@ def requirement(name: str) -> str:
     if values := choices(field):
         return f"one of {', '.join(values)}"
     types = get_args(field.annotation) or (field.annotation,)
-    if str in types:
-        return "text"
     if get_origin(field.annotation) is dict:
         return "a table"
+    if str in types:
+        return "text"
     what = "a whole number" if int in types else "a number"
     bounds = {key: getattr(item, key) for item in field.metadata for key in _BOUNDS if hasattr(item, key)}
     if set(bounds) == {"ge", "le"}:

@@ -218,7 +218,6 @@ class SettingsScreen(ModalScreen[Preferences | None]):
         }
         .fields {
             padding: 0 2;
-            margin-top: 1;
             scrollbar-size-vertical: 1;
             scrollbar-background: $surface;
             scrollbar-color: $foreground 25%;
@@ -227,7 +226,9 @@ class SettingsScreen(ModalScreen[Preferences | None]):
         &.-chat { #chat { display: block; } #general { display: none; } }
         .bar {
             height: 1;
+            margin-bottom: 1;
             padding: 0 2;
+            Input > .input--placeholder { color: $text-muted; }
             Input, SelectCurrent { background: $foreground 7%; padding: 0 1 !important; }
             Input:focus, Select:focus > SelectCurrent { background: $primary 25%; }
         }
