@@ -80,13 +80,13 @@ def _checked(name: str, text: object) -> list[str]:
     """The keys in `text` as Textual names them. Raises UserError if one is none, or does not arrive."""
     where = f"keys.{name} in the settings file"
     if not isinstance(text, str) or not text.strip():
-        raise UserError(f'{where} must be one or more keys, such as "alt+n, f9": it is ignored.')
+        raise UserError(f'{where} must be one or more keys, such as "alt+n, f12": it is ignored.')
     found = []
     for each in text.lower().replace(" ", "").split(","):
         *modifiers, last = each.split("+")
         printable = re.fullmatch("[a-z0-9]", last)
         if not (printable or last in _NAMED) or not _MODIFIERS.issuperset(modifiers):
-            raise UserError(f'{where} has "{each}", which is no key such as alt+n or f9: it is ignored.')
+            raise UserError(f'{where} has "{each}", which is no key such as alt+n or f12: it is ignored.')
         pressed = "+".join([*sorted(modifiers), last])
         if pressed in _TAKEN or (printable and set(modifiers) <= {"shift"}):
             raise UserError(f"{where} is {each}, which the message's editor needs: it is ignored.")

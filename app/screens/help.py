@@ -16,11 +16,15 @@ from ..actions import ACTIONS, PROMPT_KEYS
 
 
 class HelpScreen(ModalScreen[None]):
-    """Escape or F1 closes it; the arrow keys scroll."""
+    """Escape or the key that opened it closes it; the arrow keys scroll."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,enter", "dismiss", "Close"),
-        *(replace(each.binding, action="dismiss") for each in ACTIONS if each.name == "app.help"),
+        *(
+            replace(each.binding, action="dismiss", description="")
+            for each in ACTIONS
+            if each.name == "app.help"
+        ),
     ]
 
     def compose(self) -> ComposeResult:
