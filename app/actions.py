@@ -28,9 +28,9 @@ class Action:
     """The keys while a turn is selected; such an action is about that turn, else about the last it suits."""
 
     @property
-    def key(self) -> str:
-        """The key as it is printed: `Ctrl+N`."""
-        return key_name(self.keys.split(",")[0]) if self.keys else ""
+    def id(self) -> str:
+        """What the user calls it in `[keys]` of the settings file: `new_chat`."""
+        return self.title.lower().replace(" ", "_")
 
     @property
     def turn_key(self) -> str:
@@ -38,8 +38,7 @@ class Action:
 
     @property
     def binding(self) -> Binding:
-        shown = self.key if self.keys.startswith("f") else None  # Textual prints f1, ^n
-        return Binding(self.keys, self.name, self.footer or self.title, bool(self.footer), shown)
+        return Binding(self.keys, self.name, self.footer or self.title, bool(self.footer), id=self.id)
 
 
 ACTIONS = (
@@ -53,6 +52,7 @@ ACTIONS = (
     Action("sidebar", "Sidebar", "all chats beside this one", "ctrl+b", command="/chats"),
     Action("app.search", "Search", "in all chats", "f8,ctrl+shift+f", "", "/search"),
     Action("override", "Set for this chat", "such as temperature 0.2", command="/set", argument="NAME VALUE"),
+    Action("app.preset", "Preset", "named settings for this chat", command="/preset", argument="NAME"),
     Action("system_prompt", "System prompt", "of this chat", command="/system", argument="TEXT"),
     Action("use_own_model", "Its own model", "load what this chat was with", "ctrl+l", command="/own"),
     Action("export", "Export", "to .md, .jsonl, .html", command="/export", argument="PATH"),

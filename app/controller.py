@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..engine.events import Event, Failed, Finished, Loaded, LoadFailed, LoadProgress, ModelInfo, Thinking
 from ..engine.request import GenerationRequest, Message, ScoreRequest
@@ -62,8 +62,8 @@ COUNT_AFTER_S = 0.2
 CLOSE_TIMEOUT_S = 5.0
 KNOWN_PROMPTS = 500
 FOUND_TURNS = 100
-STILL_WRITING = "The last reply is still being written: wait, or stop it with Esc."
-NO_MODEL = "No model is loaded: choose one with F3."
+STILL_WRITING = "The last reply is still being written: wait, or stop it with /stop."
+NO_MODEL = "No model is loaded: choose one with /model."
 INTERNAL_ERROR = "Something went wrong in the program itself; the log file has the details."
 
 
@@ -289,11 +289,27 @@ class Controller:
     # Settings and draft
 
     def set_settings(self, settings: Settings) -> None:
-        """Use other settings from the next reply on; a changed system prompt counts for this conversation."""
-        if settings.system_prompt != self.settings.system_prompt:
+        """Use other settings from the next reply on, in this conversation where it has none of its own."""
+        if self.conversation.system_prompt == self.settings.system_prompt:
             self.conversation.system_prompt = settings.system_prompt
         self.settings = settings
         self._count_soon()
+
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        """What this conversation has for itself, a system prompt included if it is another."""
+        prompt = self.conversation.system_prompt
+        own = {} if prompt == self.settings.system_prompt else {"system_prompt": prompt}
+        return self.conversation.overrides | own
+
+    async def use_own_settings(self, own: Mapping[str, Any]) -> None:
+        """Take `own` in place of what this conversation has for itself; see `own_settings`."""
+        if own != self.own_settings:
+            overrides = dict(own)
+            self.conversation.system_prompt = overrides.pop("system_prompt", self.settings.system_prompt)
+            self.conversation.overrides = overrides
+            await self._save_head()
+            self._count_soon()
 
     async def override(self, text: str) -> None:
         """Take a setting for this conversation alone, as `/set` is followed by; empty: tell those it has."""
@@ -636,7 +652,7 @@ class Controller:
             if self._stop.is_set():
                 reply.status = "stopped"
             elif self.engine is None or self.model is None:
-                raise Refused(Told("The model could not be loaded: choose another with F3.", "error"))
+                raise Refused(Told("The model could not be loaded: choose another with /model.", "error"))
             elif exchange[0].images and not self.model.sees_images:
                 raise Refused(CannotSee(self.model.name))
             else:

@@ -8,20 +8,23 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from textual import work
+from textual import events, on, work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.constants import TEXTUAL_ANIMATIONS
 from textual.filter import LineFilter
 from textual.keys import Keys
 from textual.screen import Screen
+from textual.widgets import Input, TextArea
 
 from ..engine.events import Usage
 from ..models.errors import UserError
 from ..models.units import format_bytes
-from . import clipboard
+from . import clipboard, keymap, presets, terminal
 from .actions import ACTIONS, key_name
 from .controller import INTERNAL_ERROR, Controller
 from .database import Turn, open_or_replace
@@ -34,9 +37,10 @@ from .screens.conversations import ConversationsScreen
 from .screens.figures import FiguresScreen
 from .screens.help import HelpScreen
 from .screens.images import ImagesScreen, SeeingModelsScreen
-from .settings import Settings, SettingsStore
-from .theme import DARK, LIGHT, THEMES
+from .settings import AUTO, Settings, SettingsStore
+from .theme import THEMES, theme_for
 from .widgets.graphics import graphics_widget
+from .widgets.prompt import PromptInput
 
 if TYPE_CHECKING:
     from ..converter import Local, Part
@@ -48,8 +52,9 @@ log = logging.getLogger(__name__)
 def run(paths: Paths, model: str | None = None) -> int:
     """Open the app until the user quits; returns the exit code. `model` names the model to load."""
     recognise_alt_enter()
+    terminal.understand_notifications()
     graphics_widget()  # asks the terminal, while it still answers
-    app = LiteLlamaApp(paths, model)
+    app = LiteLlamaApp(paths, model, dark=terminal.is_dark())
     app.run()
     if app.controller.engine is not None:
         app.controller.engine.close()
@@ -81,13 +86,17 @@ class LiteLlamaApp(App[None]):
 
     TITLE = "lite-llama"
     CSS_PATH = "app.tcss"
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+q", "quit", "Quit", priority=True)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        replace(each.binding, action="quit", priority=True) for each in ACTIONS if each.name == "app.quit"
+    ]
 
     def __init__(
         self,
         paths: Paths,
         model: str | None = None,
         create_engine: Callable[[], EngineThread] = create_engine,
+        *,
+        dark: bool | None = None,
     ) -> None:
         super().__init__()
         self.paths = paths
@@ -96,10 +105,12 @@ class LiteLlamaApp(App[None]):
         self.controller = Controller(self._store.load(), paths.models, create_engine, self._told)
         self._chat = ChatScreen(self.controller)
         self._ending = False
+        self._terminal_is_dark = dark is not False
+        self._still = False
         self._guard = Guard()
         for theme in THEMES:
             self.register_theme(theme)
-        self._use_theme(self.settings.theme)
+        self._apply(self.settings)
 
     @property
     def settings(self) -> Settings:
@@ -121,7 +132,9 @@ class LiteLlamaApp(App[None]):
                 )
         database, notice = await open_or_replace(self.paths.database)
         await self.controller.start(database)
-        for text in (notice, *self._store.problems):
+        if self._driver:
+            self._driver.write(terminal.NOTIFY_ON)
+        for text in (notice, *self._store.problems, *presets.problems(self.settings), *self._key_problems):
             if text:
                 await self._told(Told(text))
         self.call_after_refresh(self._find_model)  # the screen first: what follows imports torch
@@ -154,6 +167,8 @@ class LiteLlamaApp(App[None]):
             self.exit(return_code=code)
 
     async def on_unmount(self) -> None:
+        if self._driver:
+            self._driver.write(terminal.NOTIFY_OFF)
         await self.controller.close()  # whatever ended the app: the database's thread has to end too
 
     def copy_to_clipboard(self, text: str) -> None:
@@ -287,13 +302,41 @@ class LiteLlamaApp(App[None]):
 
     @work(group="dialog", exclusive=True)
     async def action_settings(self) -> None:
-        from .screens.settings import SettingsScreen
+        from .screens.settings import Preferences, SettingsScreen
 
         await self._remember_theme()
-        settings = await self.push_screen_wait(SettingsScreen(self.settings))
-        if settings is not None:
-            self._use_theme(settings.theme)
-            await self._use_settings(settings)
+        model = self.controller.model
+        before = Preferences(self.settings, self.controller.own_settings)
+        after = await self.push_screen_wait(SettingsScreen(before, model.defaults if model else None))
+        if after is not None:
+            self._apply(after.settings)
+            await self._use_settings(after.settings)
+            await self.controller.use_own_settings(after.own)
+
+    async def action_preset(self, text: str = "") -> None:
+        """Take a preset for this chat, or save one: what follows `/preset`."""
+        word, _, name = text.strip().partition(" ")
+        known, own = presets.known(self.settings), self.controller.own_settings
+        if word == "save":
+            try:
+                name = presets.checked_name(name)
+            except UserError as error:
+                await self._told(Told(str(error)))
+                return
+            chosen = self.settings.model_dump(include=set(presets.NAMES), exclude_unset=True) | own
+            saved = self.settings.presets | {name: chosen}
+            await self._use_settings(self.settings.model_copy(update={"presets": saved}))
+            await self._told(Told(f"This chat's settings are now the preset {name}.", "information"))
+        elif word in known:
+            kept = {key: value for key, value in own.items() if key == "system_prompt"}
+            await self.controller.use_own_settings(kept | known[word])
+            await self._told(Told(f"This chat uses the preset {word}.", "information"))
+        elif word == presets.NONE:
+            await self.controller.use_own_settings({})
+            await self._told(Told("This chat is as in the settings.", "information"))
+        else:
+            names = ", ".join((*known, presets.NONE))
+            await self._told(Told(f"The presets are {names}: /preset NAME, or /preset save NAME."))
 
     async def _use_settings(self, settings: Settings) -> None:
         self.controller.set_settings(settings)
@@ -302,10 +345,25 @@ class LiteLlamaApp(App[None]):
         except UserError as error:
             await self._told(Told(str(error), "error"))
 
-    # Themes
+    # Appearance and keys
+
+    def _apply(self, settings: Settings) -> None:
+        """Show the theme that the settings ask for, move as much as they allow, and take their keys."""
+        self._shown_theme = self.theme = theme_for(
+            settings, self.available_themes, dark=self._terminal_is_dark
+        )
+        if settings.motion == "reduced":
+            self.animation_level = "none"
+        elif self._still:
+            self.animation_level = TEXTUAL_ANIMATIONS
+            self._chat.query_one(PromptInput).cursor_blink = True
+        self._still = settings.motion == "reduced"
+        self._key_problems = keymap.use(settings.keys)
+        self.set_keymap(keymap.for_textual())
 
     async def action_toggle_theme(self) -> None:
-        self.theme = LIGHT.name if self.current_theme.dark else DARK.name
+        settings = self.settings.model_copy(update={"theme": AUTO})
+        self.theme = theme_for(settings, self.available_themes, dark=not self.current_theme.dark)
         await self._remember_theme()
 
     async def _remember_theme(self) -> None:
@@ -314,9 +372,24 @@ class LiteLlamaApp(App[None]):
             self._shown_theme = self.theme
             await self._use_settings(self.settings.model_copy(update={"theme": self.theme}))
 
-    def _use_theme(self, name: str) -> None:
-        """Show a theme, the dark one when there is none of that name."""
-        self._shown_theme = self.theme = name if name in self.available_themes else DARK.name
+    async def on_event(self, event: events.Event) -> None:
+        """See to it that what the terminal tells about itself is not taken for a key."""
+        if isinstance(event, events.Key) and event.key in {told.value for told in terminal.Told}:
+            await self._remember_theme()
+            self._terminal_is_dark = event.key == terminal.Told.DARK.value
+            self._apply(self.settings)
+        else:
+            await super().on_event(event)
+
+    @on(events.DescendantFocus)
+    def _calm_cursor(self, event: events.DescendantFocus) -> None:
+        if self._still and isinstance(event.widget, Input | TextArea):
+            event.widget.cursor_blink = False
+
+    def get_key_display(self, binding: Binding) -> str:
+        """As Textual prints it, but function keys as they are printed on keyboards."""
+        shown = super().get_key_display(binding)
+        return shown.capitalize() if keymap.FUNCTION_KEY.fullmatch(shown) else shown
 
     # The command palette
 

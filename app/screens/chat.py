@@ -18,7 +18,7 @@ from textual.widgets import Footer, Static, TextArea
 from ...engine.events import EngineFigures
 from ...engine.request import Role
 from ...models.errors import UserError
-from .. import editor
+from .. import editor, keymap
 from ..actions import ACTIONS, slash_command
 from ..attachments import Attachment, Attachments
 from ..controller import STILL_WRITING, Controller
@@ -178,7 +178,7 @@ class ChatScreen(Screen[None]):
                 self._prompt.queued = bool(messages)
                 self._queue.show(messages, paused)
             case ModelOffered(name):
-                offer = "[@click=screen.use_own_model]use it again[/] Ctrl+L"
+                offer = f"[@click=screen.use_own_model]use it again[/] {keymap.key('use_own_model')}"
                 text = Content(f"This chat was with {one_line(name or '')}   ") + Content.from_markup(offer)
                 self._offer.update(text)
                 self._offer.display = name is not None
@@ -238,7 +238,8 @@ class ChatScreen(Screen[None]):
         """Nothing goes on: the last reply's figures, or what the user can do."""
         reply = self.controller.last_reply
         if self._without_model:
-            self._telemetry.show("No model is loaded · F3 to choose one", "$text-warning")
+            key = keymap.key("app.models")
+            self._telemetry.show(f"No model is loaded · {key} to choose one", "$text-warning")
         elif reply is not None and reply.figures is not None:
             self._telemetry.show_usage(reply.figures)
         elif self.controller.model is not None:

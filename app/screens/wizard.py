@@ -45,6 +45,7 @@ from ...engine.events import (
 from ...engine.request import GenerationRequest, Message, SamplingParams
 from ...models.checkpoint import Checkpoint
 from ...models.errors import UserError
+from .. import keymap
 from ..library import not_converted, scan
 from ..log import record
 from ..paths import Paths
@@ -291,7 +292,7 @@ class WizardScreen(Screen[str | None]):
             self._model = await asyncio.to_thread(self._run, source.source, name, dtype, replace, cancel)
         except Cancelled:
             if any(part.name == name for part in await asyncio.to_thread(parts, self._paths.models)):
-                rest = "F3 shows the part that is done, to go on from there"
+                rest = f"{keymap.key('app.models')} shows the part that is done, to go on from there"
             elif source.download_bytes > 0 and _holds_data(self._paths.downloads):
                 rest = "what was downloaded is kept for the next try"
             else:

@@ -11,6 +11,7 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Static
 
+from .. import keymap
 from ..actions import ACTIONS
 from ..database import Conversation, Turn
 from .message import ReplyMessage, UserMessage
@@ -19,19 +20,6 @@ SHOWN_TURNS = 20
 """Of a long conversation only so many turns are shown at first, and more on demand."""
 MOST_TURNS = 3 * SHOWN_TURNS
 """When a conversation has grown to more than that, only its end stays: what is shown is laid out often."""
-HINT = Content.assemble(
-    ("Ask something to begin", "bold $foreground"),
-    "\n\n",
-    ("Enter", "$text-primary"),
-    " sends   ",
-    ("Alt+Enter", "$text-primary"),
-    " new line\n",
-    ("Ctrl+P", "$text-primary"),
-    " commands   ",
-    ("F1", "$text-primary"),
-    " help",
-)
-
 
 Shown = UserMessage | ReplyMessage
 
@@ -63,7 +51,7 @@ class Transcript(VerticalScroll, can_focus=False):
         widgets = [self._widget(turn) for turn in turns[-SHOWN_TURNS:]]
         with self.app.batch_update():
             await self._remove(self.children)
-            await self.mount_all(widgets or [Static(HINT, id="hint")])
+            await self.mount_all(widgets or [Static(_hint(), id="hint")])
             await self._offer_earlier()
             await self.show_left_out()
         self.anchor()
@@ -184,3 +172,19 @@ class Transcript(VerticalScroll, can_focus=False):
     def _widget(self, turn: Turn) -> Shown:
         kind = UserMessage if turn.role == "user" else ReplyMessage
         return kind(self._conversation, turn)
+
+
+def _hint() -> Content:
+    """What an empty conversation shows."""
+    return Content.assemble(
+        ("Ask something to begin", "bold $foreground"),
+        "\n\n",
+        ("Enter", "$text-primary"),
+        " sends   ",
+        ("Alt+Enter", "$text-primary"),
+        " new line\n",
+        ("Ctrl+P", "$text-primary"),
+        " commands   ",
+        (keymap.key("app.help"), "$text-primary"),
+        " help",
+    )

@@ -447,7 +447,7 @@ async def test_settings_are_used_and_saved(chat, engine, paths):
     async with chat(settings="# mine\ntemperature = 0.5\n") as c:
         await c.pilot.press("f2")
         await c.screen(SettingsScreen)
-        field = c.app.screen.query(Input).first()
+        field = c.app.screen.query_one("#field-temperature Input", Input)
         field.value = "0.25"
         await c.pilot.press("ctrl+s")
         await c.screen(ChatScreen)
