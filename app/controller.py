@@ -58,8 +58,15 @@ CLOSE_TIMEOUT_S = 5.0
 KNOWN_PROMPTS = 500
 FOUND_TURNS = 100
 STILL_WRITING = "The last reply is still being written: wait, or stop it with Esc."
-NO_MODEL = "No model is loaded: choose one with F3."
+NO_MODEL = "No model is loaded: choose one with F3 or /model."
 INTERNAL_ERROR = "Something went wrong in the program itself; the log file has the details."
+
+
+def create_engine() -> EngineThread:
+    """The engine. Importing it imports torch, which takes seconds: call this off the event loop."""
+    from ..engine.thread import EngineThread
+
+    return EngineThread()
 
 
 class Controller:
@@ -171,6 +178,16 @@ class Controller:
             self._starting = asyncio.create_task(asyncio.to_thread(self._create_engine))
         self.engine = engine = await asyncio.shield(self._starting)
         return engine
+
+    async def idle(self) -> None:
+        """Return when no reply is being written."""
+        if self._reply is not None:
+            await asyncio.wait([self._reply])
+
+    async def settled(self) -> None:
+        """Return when no model is being loaded, and the outcome is told."""
+        if self._load is not None:
+            await asyncio.wait([self._load])
 
     async def close(self) -> None:
         """Stop the reply, save what there is of it, close the database. The engine is left to the caller."""
@@ -564,7 +581,7 @@ class Controller:
             if self._stop.is_set():
                 reply.status = "stopped"
             elif self.engine is None or self.model is None:
-                raise Refused(Told("The model could not be loaded: choose another with F3.", "error"))
+                raise Refused(Told("The model could not be loaded: choose one with F3 or /model.", "error"))
             elif exchange[0].images and not self.model.sees_images:
                 raise Refused(CannotSee(self.model.name))
             else:

@@ -20,7 +20,7 @@ from textual.screen import Screen
 from ..models.errors import UserError
 from . import clipboard
 from .actions import ACTIONS
-from .controller import INTERNAL_ERROR, Controller
+from .controller import INTERNAL_ERROR, Controller, create_engine
 from .database import open_or_replace
 from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told
 from .library import scan
@@ -61,13 +61,6 @@ def recognise_alt_enter() -> None:
 
         table = cast("dict[str, Any]", _ansi_sequences.ANSI_SEQUENCES_KEYS)
         table.setdefault("\x1b\r", (Keys.ControlJ,))
-
-
-def create_engine() -> EngineThread:
-    """The engine. Importing it imports torch, which takes seconds: call this off the event loop."""
-    from ..engine.thread import EngineThread
-
-    return EngineThread()
 
 
 class LiteLlamaApp(App[None]):
