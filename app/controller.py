@@ -621,6 +621,8 @@ class Controller:
             self._request_id = None
         await self._save(conversation, exchange)
         await self._tell(TurnChanged(reply))
+        if self.model is None and not self.loading:  # the engine had to drop it
+            await self._tell(ModelGone())
         self._count_soon()
 
     async def _model_loaded(self) -> None:

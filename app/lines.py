@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from ..models.errors import UserError
+from . import terminal
 from .text import inert
 
 QUOTES = '"""'
@@ -18,12 +19,12 @@ class Lines:
     def __init__(self) -> None:
         self.interactive = sys.stdin.isatty()
         self._readline = None
+        terminal.mend()
         if self.interactive and sys.stdout.isatty():  # else Python reads plain lines
             try:
                 import readline
             except ImportError:  # not everywhere, and without it the line is the terminal's own
                 return
-            _mend_terminal()
             readline.set_auto_history(False)  # answers to questions are none that one wants back
             self._readline = readline
 
@@ -94,13 +95,3 @@ class Lines:
         text = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
         print(prompt + inert(text), flush=True)
         return text
-
-
-def _mend_terminal() -> None:
-    """Have the terminal echo again what is typed: a program that was killed at its prompt left it silent."""
-    import termios  # wherever there is readline
-
-    modes = termios.tcgetattr(sys.stdin)
-    modes[0] |= termios.ICRNL
-    modes[3] |= termios.ECHO | termios.ICANON | termios.ISIG
-    termios.tcsetattr(sys.stdin, termios.TCSANOW, modes)

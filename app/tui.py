@@ -18,7 +18,7 @@ from textual.keys import Keys
 from textual.screen import Screen
 
 from ..models.errors import UserError
-from . import clipboard
+from . import clipboard, terminal
 from .actions import ACTIONS
 from .controller import INTERNAL_ERROR, Controller, create_engine
 from .database import open_or_replace
@@ -39,11 +39,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run(paths: Paths, model: str | None = None) -> int:
+def run(
+    paths: Paths, model: str | None = None, create_engine: Callable[[], EngineThread] = create_engine
+) -> int:
     """Open the app until the user quits; returns the exit code. `model` names the model to load."""
+    terminal.mend()
     recognise_alt_enter()
     graphics_widget()  # asks the terminal, while it still answers
-    app = LiteLlamaApp(paths, model)
+    app = LiteLlamaApp(paths, model, create_engine)
     app.run()
     if app.controller.engine is not None:
         app.controller.engine.close()

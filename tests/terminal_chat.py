@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import pty
+import select
 import signal
 import socket
 import struct
@@ -42,9 +43,12 @@ class TerminalChat:
         )
         os.close(slave)
         theirs.close()
+        self._control.settimeout(60)
         self._answers = self._control.makefile("r")
         self.pid = 0
-        threading.Thread(target=self._read, daemon=True).start()
+        self._hung_up = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def close(self) -> None:
         """End the chat, if one runs, and the terminal."""
@@ -58,9 +62,10 @@ class TerminalChat:
 
     def hang_up(self) -> None:
         """Close the terminal as its window does."""
-        if self._master >= 0:
+        if not self._hung_up.is_set():
+            self._hung_up.set()
+            self._reader.join()  # a terminal that is still read is not closed
             os.close(self._master)
-            self._master = -1
 
     def start(self, home: Path, mode: str, *, words: int = 3, delay: float = 0.0) -> None:
         """Start `app` or `plain` on that home. Each reply has that many words, `delay` seconds before each.
@@ -101,11 +106,12 @@ class TerminalChat:
             place = found + len(text)
 
     def _read(self) -> None:
-        try:
-            while chunk := os.read(self._master, 1 << 16):
-                self.output += chunk
-        except OSError:  # the terminal is closed
-            pass
+        while not self._hung_up.is_set():
+            if select.select([self._master], [], [], 0.05)[0]:
+                try:
+                    self.output += os.read(self._master, 1 << 16)
+                except OSError:  # so Linux tells that no program has the terminal any more
+                    return
 
 
 def nursery(control: socket.socket) -> None:
@@ -143,11 +149,8 @@ def nursery(control: socket.socket) -> None:
     def chat(spec: dict[str, Any]) -> int:
         paths = Paths(data=Path(spec["home"]), config=Path(spec["home"]))
         engine = StreamingEngine(spec)
-        if spec["mode"] == "plain":
-            return plain.run(paths, None, lambda: engine)
-        app = tui.LiteLlamaApp(paths, create_engine=lambda: engine)
-        app.run()
-        return app.return_code or 0
+        run = plain.run if spec["mode"] == "plain" else tui.run
+        return run(paths, None, lambda: engine)
 
     lines = control.makefile("r")
     for line in lines:
