@@ -22,6 +22,7 @@ from . import clipboard, terminal
 from .actions import ACTIONS
 from .controller import INTERNAL_ERROR, Controller, create_engine
 from .database import open_or_replace
+from .driver import TerminalDriver
 from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told
 from .library import scan
 from .paths import Paths
@@ -79,7 +80,7 @@ class LiteLlamaApp(App[None]):
         model: str | None = None,
         create_engine: Callable[[], EngineThread] = create_engine,
     ) -> None:
-        super().__init__()
+        super().__init__(driver_class=TerminalDriver)
         self.paths = paths
         self._wanted_model = model
         self._store = SettingsStore(paths.settings)

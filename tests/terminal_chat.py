@@ -43,7 +43,7 @@ class TerminalChat:
         )
         os.close(slave)
         theirs.close()
-        self._control.settimeout(60)
+        self._control.settimeout(20)
         self._answers = self._control.makefile("r")
         self.pid = 0
         self._hung_up = threading.Event()
