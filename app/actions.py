@@ -47,6 +47,7 @@ ACTIONS = (
     Action("app.settings", "Settings", "sampling, prompt, device", "f2", "Settings", "/settings"),
     Action("app.models", "Models", "load another one, add one", "f3", "Models", "/model"),
     Action("app.images", "Images", "attach, look, remove", "f4", "Images", "/image"),
+    Action("app.figures", "Figures", "speed and memory", "f9", "", "/figures"),
     Action("new_conversation", "New chat", "an empty conversation", "ctrl+n", "New", "/new"),
     Action("app.conversations", "Open chat", "or rename, delete one", "ctrl+o", "Open", "/open"),
     Action("sidebar", "Sidebar", "all chats beside this one", "ctrl+b", command="/chats"),

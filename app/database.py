@@ -91,6 +91,8 @@ MIGRATIONS = (
         INSERT INTO search (rowid, content) VALUES (new.rowid, new.content);
     END;
     """,
+    # The last message that the model no longer reads, with all before it; NULL: it reads all.
+    "ALTER TABLE conversations ADD COLUMN unread_id TEXT",
 )
 _SAVE_BRANCH = "UPDATE conversations SET leaf_id = ? WHERE id = ?"
 
@@ -119,6 +121,11 @@ class Turn:
     """The turn before; Conversation.add sets it."""
 
     @property
+    def label(self) -> str:
+        """What a list calls it: its text, or the name of its first image where there is only that."""
+        return self.text or next((image.name for image in self.images), "")
+
+    @property
     def has_begun(self) -> bool:
         """Whether there is a part of the reply, thinking or answer, to go on from."""
         return bool(self.text or self.thinking.text)
@@ -144,12 +151,29 @@ class Conversation:
     """Messages that are to be sent once the reply has ended."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Settings by name that count here instead of the user's general ones."""
+    unread_id: str | None = None
+    """The last turn that the model no longer reads, with all before it, since they do not fit its context."""
 
     def __post_init__(self) -> None:
         if not self.all_turns:
             turns, self.turns = self.turns, []
             for turn in turns:
                 self.add(turn)
+
+    @property
+    def left_out(self) -> int:
+        """So many turns of the branch the model no longer reads; in another branch it may read them all."""
+        ids = [turn.id for turn in self.turns]
+        return ids.index(self.unread_id) + 1 if self.unread_id in ids else 0
+
+    @property
+    def read_turns(self) -> list[Turn]:
+        """The turns of the branch that the model reads."""
+        return self.turns[self.left_out :]
+
+    def leave_out(self, count: int) -> None:
+        """Have the model read the branch only after its first `count` turns."""
+        self.unread_id = self.turns[count - 1].id if count else None
 
     def add(self, turn: Turn) -> None:
         """Add a turn after the last one that is shown."""
@@ -192,6 +216,15 @@ class Hit:
     title: str
     role: Role
     snippet: str
+
+
+@dataclass(frozen=True)
+class PastReply:
+    """How a reply went; `model` is the one that its conversation used last."""
+
+    created: float
+    model: str
+    figures: Usage
 
 
 class Database:
@@ -302,13 +335,14 @@ class Database:
                 problem = error
             await run.execute(
                 "INSERT INTO conversations "
-                "(id, title, created, updated, model, settings, system_prompt, leaf_id, queue, overrides) "
-                "VALUES (:id, :title, :created, :updated, :model, :settings, :system_prompt, :leaf_id, "
-                ":queue, :overrides) "
+                "(id, title, created, updated, model, settings, system_prompt, leaf_id, queue, overrides, "
+                "unread_id) VALUES (:id, :title, :created, :updated, :model, :settings, :system_prompt, "
+                ":leaf_id, :queue, :overrides, :unread_id) "
                 "ON CONFLICT (id) DO UPDATE SET "
                 "title = excluded.title, updated = excluded.updated, model = excluded.model, "
                 "settings = excluded.settings, system_prompt = excluded.system_prompt, "
                 "leaf_id = excluded.leaf_id, queue = excluded.queue, overrides = excluded.overrides, "
+                "unread_id = excluded.unread_id, "
                 "deleted = NULL",  # what is still written to is wanted, in this window or in another
                 {
                     "id": conversation.id,
@@ -321,6 +355,7 @@ class Database:
                     "leaf_id": _leaf_id(conversation),
                     "queue": json.dumps(conversation.queue),
                     "overrides": json.dumps(conversation.overrides),
+                    "unread_id": conversation.unread_id,
                 },
             )
             await run.executemany(
@@ -360,7 +395,7 @@ class Database:
         """
         with _translated():
             cursor = await self._connection.execute(
-                "SELECT title, created, model, settings, system_prompt, leaf_id, queue, overrides "
+                "SELECT title, created, model, settings, system_prompt, leaf_id, queue, overrides, unread_id "
                 "FROM conversations WHERE id = ?",
                 (conversation_id,),
             )
@@ -372,7 +407,7 @@ class Database:
             )
         if found is None:
             raise UserError("That conversation is no longer there: choose another.")
-        title, created, model, settings, system_prompt, leaf_id, queue, overrides = found
+        title, created, model, settings, system_prompt, leaf_id, queue, overrides, unread_id = found
         turns = []
         for role, content, status, note, figures, turn_id, when, thinking, stored, parent in rows:
             images = [await asyncio.to_thread(self._images.get, image) for image in _images(stored)]
@@ -388,6 +423,7 @@ class Database:
             all_turns=turns,
             queue=json.loads(queue),
             overrides=json.loads(overrides),
+            unread_id=unread_id,
         )
         if turns:
             conversation.show(next((turn for turn in turns if turn.id == leaf_id), turns[-1]))
@@ -415,6 +451,17 @@ class Database:
             )
         return [Summary(*row) for row in rows]
 
+    async def past_replies(self, count: int) -> list[PastReply]:
+        """The last replies of all conversations, newest first."""
+        with _translated():
+            rows = await self._connection.execute_fetchall(
+                "SELECT messages.created, conversations.model, figures FROM messages "
+                "JOIN conversations ON conversations.id = conversation_id "
+                "WHERE figures IS NOT NULL AND deleted IS NULL ORDER BY messages.created DESC LIMIT ?",
+                (count,),
+            )
+        return [PastReply(created, model, Usage(**json.loads(figures))) for created, model, figures in rows]
+
     async def search(self, text: str, limit: int) -> list[Hit]:
         """The turns with words that begin as those of `text` do, all of them; the best first."""
         words = [word.replace('"', '""') for word in text.split() if any(map(str.isalnum, word))]
@@ -439,6 +486,11 @@ class Database:
     async def rename(self, conversation_id: str, title: str) -> None:
         async with self._transaction() as run:
             await run.execute("UPDATE conversations SET title = ? WHERE id = ?", (title, conversation_id))
+
+    async def rename_model(self, name: str, new_name: str) -> None:
+        """Have the conversations of the model `name` know it by its new name."""
+        async with self._transaction() as run:
+            await run.execute("UPDATE conversations SET model = ? WHERE model = ?", (new_name, name))
 
     async def delete(self, conversation_id: str) -> None:
         """Take a conversation out of the list; `restore` undoes it until `purge` removes it."""

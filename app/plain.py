@@ -184,11 +184,7 @@ class PlainChat:
             await wish
             await self.controller.settled()
 
-        def stop() -> None:
-            if self.controller.engine is not None:
-                self.controller.engine.cancel_load()
-
-        with on_interrupt(stop):
+        with on_interrupt(self.controller.cancel_load):
             self.call(fulfil())
 
     async def _told(self, event: ControllerEvent) -> None:

@@ -44,6 +44,7 @@ class Commands:
             "/continue": ("", self._continue),
             "/retry": ("", self._retry),
             "/edit": ("[NUMBER]", self._edit),
+            "/shorten": ("", self._shorten),
             "/resume": ("", lambda _: chat.answered(chat.controller.resume_queue())),
         }
 
@@ -67,6 +68,7 @@ class Commands:
             if action.command in self._arguments or action.command == "/quit":
                 argument = self._arguments.get(action.command, ("",))[0]
                 self._chat.printer.say(f"{action.command} {argument}: {action.title}, {action.help}")
+        self._chat.printer.say("/shorten: When the context is full, have the model read less of the chat")
         self._chat.printer.say("A backslash at a line's end, or three quotes around lines, join them.")
 
     # Conversations
@@ -134,6 +136,12 @@ class Commands:
             raise UserError("The message stays as it was.")
         chat.printer.typed = text
         chat.answered(chat.controller.edit(turn, text))
+
+    def _shorten(self, _: str) -> None:
+        overflow, self._chat.printer.overflow = self._chat.printer.overflow, None
+        if overflow is None or not overflow.left_out:
+            raise UserError("There is nothing that would have to be left out.")
+        self._chat.call(self._chat.controller.leave_out(overflow.left_out))
 
     # Model and images
 

@@ -7,10 +7,12 @@ import threading
 import time
 
 from .attachments import Attachment
+from .context import Overflow
 from .database import Conversation, Turn
 from .events import (
     BranchShown,
     CannotSee,
+    ContextFull,
     ControllerEvent,
     ConversationShown,
     ModelFailed,
@@ -27,6 +29,7 @@ from .events import (
     Told,
     TurnAdded,
     TurnChanged,
+    TurnsLeftOut,
 )
 from .text import format_tokens, inert, one_line
 
@@ -45,6 +48,8 @@ class Printer:
         self.returned: str | None = None
         """A message that was not sent."""
         self.returned_images: tuple[Attachment, ...] = ()
+        self.overflow: Overflow | None = None
+        """Of the last message that did not fit the context."""
         self.typed: str | None = None
         """The message that the user has just typed and so need not be shown."""
         self._reply: Turn | None = None
@@ -81,6 +86,7 @@ class Printer:
     async def handle(self, event: ControllerEvent) -> None:
         match event:
             case ConversationShown(conversation):
+                self.overflow = None
                 self._show(conversation)
             case TitleChanged(title):
                 self.say(f"The title is now: {title}")
@@ -122,6 +128,13 @@ class Printer:
                 self.say("No model is loaded: /model lists those there are.")
             case CannotSee(name):
                 self.fail(f"{name} reads text only: /image none takes the images away, /model has others.")
+            case ContextFull(overflow):
+                self.overflow = overflow
+                tokens = f"This needs {format_tokens(overflow.used)}, and the model reads {overflow.limit:,}"
+                can = "/shorten has it read less of what came first, " if overflow.left_out else ""
+                self.fail(f"{tokens}: {can}/new begins another chat.")
+            case TurnsLeftOut():
+                self.say("The model reads less of this chat from here on; all of it is still saved.")
             case Told(text, severity):
                 self.failed |= severity == "error"
                 self.say(text)

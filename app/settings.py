@@ -115,6 +115,11 @@ class Settings(BaseSettings):
         title="Number format",
         description="How numbers are computed; auto suits model and device. Counts from the next load.",
     )
+    checkpoint_directories: Annotated[str, Form("Model", "text")] = Field(
+        default="",
+        title="Checkpoint directories",
+        description="Searched for checkpoints to convert, one a line; the Hugging Face cache always is.",
+    )
     theme: Annotated[str, Form("Appearance", "theme")] = Field(
         default="lite-llama-dark", min_length=1, title="Theme", description="The colours of the app."
     )
@@ -131,6 +136,12 @@ class Settings(BaseSettings):
     def think(self) -> bool | None:
         """The setting `thinking` as a GenerationRequest takes it."""
         return {"auto": None, "on": True, "off": False}[self.thinking]
+
+    @property
+    def searched(self) -> tuple[Path, ...]:
+        """The setting `checkpoint_directories` as paths."""
+        lines = (line.strip() for line in self.checkpoint_directories.splitlines())
+        return tuple(Path(line) for line in lines if line)
 
     def chosen_params(self) -> dict[str, Any]:
         """What the user has set for sampling, by SamplingParams' names.

@@ -14,20 +14,25 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from textual import work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.filter import LineFilter
 from textual.keys import Keys
 from textual.screen import Screen
 
+from ..engine.events import Usage
 from ..models.errors import UserError
+from ..models.units import format_bytes
 from . import clipboard, terminal
-from .actions import ACTIONS
+from .actions import ACTIONS, key_name
 from .controller import INTERNAL_ERROR, Controller, create_engine
-from .database import open_or_replace
+from .database import Turn, open_or_replace
 from .driver import TerminalDriver
-from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told
-from .library import scan
+from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told, TurnChanged
+from .guard import Guard
+from .library import remember_speed, scan
 from .paths import Paths
 from .screens.chat import ChatScreen
 from .screens.conversations import ConversationsScreen
+from .screens.figures import FiguresScreen
 from .screens.help import HelpScreen
 from .screens.images import ImagesScreen, SeeingModelsScreen
 from .settings import Settings, SettingsStore
@@ -35,6 +40,7 @@ from .theme import DARK, LIGHT, THEMES
 from .widgets.graphics import graphics_widget
 
 if TYPE_CHECKING:
+    from ..converter import Local, Part
     from ..engine.thread import EngineThread
 
 log = logging.getLogger(__name__)
@@ -87,6 +93,7 @@ class LiteLlamaApp(App[None]):
         self.controller = Controller(self._store.load(), paths.models, create_engine, self._told)
         self._chat = ChatScreen(self.controller)
         self._ending = False
+        self._guard = Guard()
         for theme in THEMES:
             self.register_theme(theme)
         self._use_theme(self.settings.theme)
@@ -94,6 +101,9 @@ class LiteLlamaApp(App[None]):
     @property
     def settings(self) -> Settings:
         return self.controller.settings
+
+    def get_line_filters(self) -> list[LineFilter]:
+        return [*super().get_line_filters(), self._guard]
 
     # Start and end
 
@@ -156,6 +166,10 @@ class LiteLlamaApp(App[None]):
             case ModelFailed(_, message):
                 self.notify(message, title="The model was not loaded", severity="error", markup=False)
                 self.action_models()
+            case TurnChanged(Turn(status=status, figures=Usage(decode_tokens_per_s=rate))):
+                # Without a model, a reply that waited for one was stopped: the figures are older.
+                if status != "streaming" and rate and (model := self.controller.model):
+                    await asyncio.to_thread(remember_speed, self.paths.models / model.name, rate)
             case CannotSee():
                 self.action_seeing_models()
             case ModelReady(name) if name != self.settings.model:
@@ -166,17 +180,52 @@ class LiteLlamaApp(App[None]):
 
     @work(group="dialog", exclusive=True)
     async def action_models(self) -> None:
-        from .screens.models import ModelScreen
+        from .screens.models import ModelChoice, ModelScreen
 
+        chosen = None
         while True:
-            loaded = self.controller.model_name if self.controller.model else None
-            choice = await self.push_screen_wait(ModelScreen(self.paths, loaded))
-            if choice is None or choice.action != "removed":
-                break
-        if choice is not None and choice.action == "add":
-            await self._add_model(first_run=False)
-        elif choice is not None and choice.name is not None:
-            await self.controller.load_model(choice.name)
+            screen = ModelScreen(self.paths, self.settings, self.controller.model, chosen)
+            match await self.push_screen_wait(screen):
+                case ModelChoice("rename", str(name), str(new_name)):
+                    await self._rename_model(name, new_name)
+                    chosen = new_name
+                case ModelChoice("delete", str(name)):
+                    await self._delete_model(name)
+                case ModelChoice("load", str(name)):
+                    return await self.controller.load_model(name)
+                case ModelChoice("add" | "convert", source=source):
+                    return await self._add_model(first_run=False, source=source)
+                case _:
+                    return None
+
+    async def _rename_model(self, name: str, new_name: str) -> None:
+        from ..converter import rename
+
+        try:
+            await asyncio.to_thread(rename, self.paths.models, name, new_name)
+        except UserError as error:
+            await self._told(Told(str(error), "error"))
+            return
+        if self.settings.model == name:
+            await self._use_settings(self.settings.model_copy(update={"model": new_name}))
+        await self.controller.model_renamed(name, new_name)
+
+    async def _delete_model(self, name: str) -> None:
+        from ..converter import remove
+
+        if self.controller.loading:
+            await self._told(
+                Told("A model is being loaded: wait, or stop it with Esc, before you delete one.")
+            )
+            return
+        if self.controller.model and self.controller.model.name == name:
+            await self.controller.unload()
+        try:
+            freed = await asyncio.to_thread(remove, self.paths.models, name)
+        except UserError as error:
+            await self._told(Told(str(error), "error"))
+        else:
+            await self._told(Told(f"Deleted {name}: {format_bytes(freed)} are free again.", "information"))
 
     @work(group="dialog", exclusive=True)
     async def action_seeing_models(self) -> None:
@@ -189,10 +238,12 @@ class LiteLlamaApp(App[None]):
         elif name is not None:
             await self._add_model(first_run=False)
 
-    async def _add_model(self, *, first_run: bool) -> None:
+    async def _add_model(self, *, first_run: bool, source: Local | Part | None = None) -> None:
+        """Open the wizard, at `source` when it is known; without its model, the one before comes back."""
         from .screens.wizard import WizardScreen
 
         await self.controller.free_engine()  # the wizard loads its model in it
+        before = self.controller.model_name if self.controller.model else None
         name = None
         try:
             engine = await self.controller.start_engine()
@@ -200,13 +251,20 @@ class LiteLlamaApp(App[None]):
             log.exception("the engine did not start")
             await self._told(Told(INTERNAL_ERROR, "error"))
         else:
-            name = await self.push_screen_wait(WizardScreen(self.paths, engine, self.settings, first_run))
-        await self.controller.model_changed(name)
+            wizard = WizardScreen(self.paths, engine, self.settings, first_run, source)
+            name = await self.push_screen_wait(wizard)
+        if before and self.controller.model is None:
+            await self.controller.load_model(before)
+        else:
+            await self.controller.model_changed(name)
 
     # Dialogs
 
     def action_help(self) -> None:
         self.push_screen(HelpScreen())
+
+    def action_figures(self) -> None:
+        self.push_screen(FiguresScreen(self.controller, self._chat.load))
 
     def action_images(self) -> None:
         self.push_screen(ImagesScreen(self._chat))
@@ -260,6 +318,13 @@ class LiteLlamaApp(App[None]):
     # The command palette
 
     def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
+        if screen is not self._chat:  # what the keys of a dialog do
+            for binding in screen.BINDINGS:
+                if isinstance(binding, Binding) and binding.description:
+                    keys = " ".join(map(key_name, binding.key.split(",")))
+                    yield SystemCommand(
+                        binding.description, f"Key {keys}", partial(screen.run_action, binding.action)
+                    )
         for action in ACTIONS:
             if screen is self._chat or action.anywhere:
                 yield SystemCommand(

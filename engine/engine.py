@@ -17,6 +17,7 @@ from ..models.random import random_decoder
 from ..models.weights import parameter_count
 from .device import device_name, resolve_device, resolve_dtype
 from .events import (
+    EngineFigures,
     Event,
     Failed,
     Finished,
@@ -170,6 +171,14 @@ class Engine:
         """Whether any request is unfinished or any step in flight: whether `step` has something to do."""
         return bool(self.scheduler.running or self.scheduler.waiting or self._pending)
 
+    @property
+    def figures(self) -> EngineFigures:
+        """What it holds now; may be read by any thread, since each figure is the length of one container."""
+        pool, scheduler = self.pool, self.scheduler
+        return EngineFigures(
+            pool.used, pool.cached, pool.total, len(scheduler.running), len(scheduler.waiting)
+        )
+
     def count_tokens(self, messages: Sequences[Message]) -> int:
         """Tokens of the conversation, generation prompt included."""
         return len(self.tokenizer.encode_chat(messages))
@@ -313,7 +322,8 @@ class Engine:
             sequence = chunk.sequence
             if not sequence.finished:
                 done = min(chunk.start + chunk.count, sequence.prompt_len)
-                sequence.sink(PrefillProgress(sequence.request_id, done, sequence.prompt_len))
+                rate = (done - sequence.cached) / (now - sequence.submitted)
+                sequence.sink(PrefillProgress(sequence.request_id, done, sequence.prompt_len, rate))
         for sequence, token in zip(batch.drawing, tokens, strict=True):
             if self.scheduler.accept(sequence, token):
                 self._accept(sequence, token, now)

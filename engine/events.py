@@ -43,6 +43,20 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class EngineFigures:
+    """What the engine holds at this moment."""
+
+    pages_used: int
+    """Of the KV cache: held by requests that run."""
+    pages_cached: int
+    """Left by earlier ones, for a prompt that begins alike."""
+    pages_total: int
+    running: int
+    waiting: int
+    """Requests."""
+
+
+@dataclass(frozen=True)
 class LoadProgress:
     """A model is being loaded: `done` of `total` bytes, and what is going on in words."""
 
@@ -78,6 +92,8 @@ class PrefillProgress:
     request_id: int
     done: int
     total: int
+    tokens_per_s: float = 0.0
+    """Since the request was submitted; what the prefix cache had does not count."""
 
 
 @dataclass(frozen=True)

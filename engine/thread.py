@@ -6,6 +6,7 @@ import gc
 import itertools
 import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,11 +18,13 @@ import torch
 from ..models.checkpoint import Checkpoint
 from ..models.errors import UserError
 from .engine import Engine
-from .events import Event, Failed, Loaded, LoadFailed, LoadProgress, ModelInfo
+from .events import EngineFigures, Event, Failed, Loaded, LoadFailed, LoadProgress, ModelInfo
 from .options import EngineOptions
 from .request import GenerationRequest, Message
 
 log = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_S = 1e-4
 
 Sink = Callable[[Event], None]
 """Called on the engine's thread for each event; it must return at once and raise nothing."""
@@ -57,6 +60,14 @@ def _guarded(sink: Sink) -> Sink:
     return call
 
 
+def settle() -> None:
+    """Spare the garbage collector what is there to stay: libraries and model.
+
+    To look through a million objects that never change takes it 0.3 s, in which no thread can run.
+    """
+    gc.freeze()
+
+
 class EngineThread:
     """One model at a time, any number of requests at once.
 
@@ -65,6 +76,9 @@ class EngineThread:
     """
 
     def __init__(self) -> None:
+        # The engine's thread gives the interpreter away several times a token. Where another thread computes,
+        # as the app does to draw, it would get it back only after 5 ms each time.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ids = itertools.count(1)
         self._engine: Engine | None = None
@@ -109,6 +123,12 @@ class EngineThread:
         """The loaded model, None while there is none."""
         engine = self._engine
         return engine.info if engine else None
+
+    @property
+    def figures(self) -> EngineFigures | None:
+        """What the engine holds now, None while no model is loaded."""
+        engine = self._engine
+        return engine.figures if engine else None
 
     def close(self) -> None:
         """Cancel everything, free the memory and end the thread."""
@@ -176,12 +196,14 @@ class EngineThread:
             log.exception("loading failed")
             sink(LoadFailed(f"Loading failed ({type(error).__name__}: {error}): convert the model again."))
         else:
+            settle()
             sink(Loaded(self._engine.info))
 
     def _unload(self) -> None:
         if self._engine:
             self._engine.fail_all("The model was unloaded before the reply was finished.")
             self._engine = None
+            gc.unfreeze()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -20,6 +20,7 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widgets import Input, Static, TextArea
 
+from lite_llama.app.machine import Machine, MachineLoad
 from lite_llama.app.paths import Paths
 from lite_llama.app.theme import THEMES
 from lite_llama.app.tui import LiteLlamaApp
@@ -28,6 +29,7 @@ from lite_llama.app.widgets.message import ReplyMessage, UserMessage
 from lite_llama.app.widgets.prompt import PromptInput
 from lite_llama.app.widgets.transcript import Transcript
 from lite_llama.engine.events import (
+    EngineFigures,
     Failed,
     Finished,
     FinishReason,
@@ -75,6 +77,8 @@ class FakeEngine(EngineThread):
         self.max_context = max_context
         self.load_error: str | None = None
         """The next loads fail with this message."""
+        self.unloadable: dict[str, str] = {}
+        """Name of a model -> the message that its loads fail with."""
         self.load_hold = threading.Event()
         """Clear it to keep loads waiting halfway."""
         self.load_hold.set()
@@ -161,6 +165,10 @@ class FakeEngine(EngineThread):
     def model(self) -> ModelInfo | None:
         return self._model
 
+    @property
+    def figures(self) -> EngineFigures | None:
+        return EngineFigures(5, 12, self.max_context // 16, 0, 0) if self._model else None
+
     def close(self) -> None:
         self.closed = True
         self._load_cancel.set()
@@ -200,18 +208,18 @@ class FakeEngine(EngineThread):
             pass
         if cancel.is_set():
             sink(LoadFailed("Loading was cancelled."))
-        elif self.load_error is not None:
-            sink(LoadFailed(self.load_error))
+        elif error := self.unloadable.get(options.path.name, self.load_error):
+            sink(LoadFailed(error))
         else:
             self._model = self._info(options.path.name)
             sink(Loaded(self._model))
 
     def _play(self, request_id: int, request: GenerationRequest, reply: Reply, sink: Sink) -> None:
-        if reply.refuse is not None:
-            sink(Failed(request_id, reply.refuse, ""))
-            return
         cancel = self._cancels[request_id]
         prompt = self.count_tokens(request.messages)
+        if reply.refuse is not None or prompt >= self.max_context:
+            sink(Failed(request_id, reply.refuse or "It does not fit.", ""))
+            return
         sink(Queued(request_id, prompt))
         sink(PrefillProgress(request_id, prompt // 2, prompt))
         sink(PrefillProgress(request_id, prompt, prompt))
@@ -250,6 +258,16 @@ class FakeEngine(EngineThread):
         self._release.clear()
 
 
+@pytest.fixture(autouse=True)
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the Hugging Face cache is: nowhere yet, whatever this machine has."""
+    from huggingface_hub import constants
+
+    path = tmp_path / "hub-cache"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(path))
+    return path
+
+
 @pytest.fixture
 def paths(tmp_path: Path) -> Paths:
     """A home of the test's own, still empty."""
@@ -262,6 +280,12 @@ def engine():
     fake = FakeEngine()
     yield fake
     fake.close()
+
+
+@pytest.fixture(autouse=True)
+def same_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine always has the same load: pictures show it."""
+    monkeypatch.setattr(Machine, "sample", lambda self, *, gpu: MachineLoad(0.42, 400_000_000))
 
 
 @pytest.fixture
@@ -433,7 +457,7 @@ def chat(make_app, until):
             pilot = await self._run.__aenter__()
             running = Chat(self.app, pilot, until)
             if self.wait:
-                await running.until(lambda: running.text_of("#telemetry") == "Ready")
+                await running.until(lambda: running.text_of("#telemetry").startswith("Ready"))
             return running
 
         async def __aexit__(self, *error):

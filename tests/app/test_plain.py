@@ -90,6 +90,18 @@ def test_a_refused_message_is_said(script, engine):
     assert printed.endswith("Model: Fine.\n")
 
 
+def test_a_full_context_is_said_and_shortened_when_asked_for(script, engine):
+    engine.max_context = 40
+    long = "word " * 14
+    engine.reply(long)
+    engine.reply("never", refuse="The prompt is too long.")
+    printed = script("first", f"second {long}", "/shorten", "third", "/shorten", code=1)
+    assert "This needs 42 tokens, and the model reads 40: /shorten has it read less" in printed
+    assert "The model reads less of this chat from here on" in printed
+    assert [message.content for message in engine.requests[-1].messages] == ["third"]
+    assert "There is nothing that would have to be left out.\n" in printed
+
+
 def test_retry_continue_and_edit_work_on_the_tree(script, engine, paths):
     engine.reply("first")
     engine.reply("second", reason="length")
