@@ -191,14 +191,16 @@ async def check_full(paths, chat, engine, fill, free):
     async with chat() as c:
         await c.ask("before")
         fill()
-        engine.reply("word " * 100_000)
+        engine.reply("word" * 4_000)
         await c.ask("too much")
         assert c.app.controller.last_reply.status == "complete"
         assert any("The conversation is not saved." in notice for notice in c.notices())
         free()
-        await c.ask("after")
+        await c.send("after")
+        await c.until(lambda: len(c.app.controller.conversation.turns) == 6)
+        await c.replied()
     texts = [text for text, _ in stored(paths)]
-    assert texts == ["before", "Fine.", "too much", "word " * 100_000, "after", "Fine."]
+    assert texts == ["before", "Fine.", "too much", "word" * 4_000, "after", "Fine."]
 
 
 async def test_a_full_disk_is_said_and_all_is_saved_when_there_is_room(small_disk, chat, engine, paths):
@@ -216,7 +218,8 @@ async def test_a_file_that_may_not_grow_is_said_and_all_is_saved_when_it_may(cha
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+        sizes = [path.stat().st_size for path in paths.data.glob("conversations.db*")]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) + 4096, before[1]))
 
     def free():
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
