@@ -98,17 +98,46 @@ def open_app(
         if model is not None:
             raise typer.BadParameter("goes after the command", param_hint="--model")
         return
-    if not (_stdin_is_terminal() and sys.stdout.isatty()):
-        raise UserError("The app needs a terminal: for scripts and pipes there is lite-llama-tui ask.")
-    from . import tui
+    _chat(model)
 
+
+@app.command(
+    epilog="In the plain chat a backslash at the end of a line goes on with the message, as do lines between "
+    'two """. /help lists the commands, Ctrl-C stops a reply, Ctrl-D quits. Without a terminal each line of '
+    "the input is a message, and the exit code is 1 if one was not answered."
+)
+def chat(
+    plain: Annotated[
+        bool,
+        typer.Option(
+            "--plain", help="Lines in, lines out: for simple terminals, screen readers and scripts."
+        ),
+    ] = False,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Chat with this converted model.")] = None,
+) -> None:
+    """Open the app, as without a command, or chat line by line."""
+    _chat(model, plain)
+
+
+def _chat(model: str | None, plain: bool = False) -> None:
     paths = Paths.default()
+    if not plain and not _in_terminal():
+        raise UserError(
+            "The app needs a terminal: for scripts and pipes there are lite-llama-tui ask and chat --plain."
+        )
     if model is not None:
         checkpoint = find(paths.models, model)
         if checkpoint.path.parent != paths.models:
             raise UserError(f"The app opens models by name: move {checkpoint.path} into {paths.models}.")
         model = checkpoint.path.name
-    raise typer.Exit(tui.run(paths, model))
+    if plain:
+        from .plain import run
+    else:
+        from .tui import run
+
+        if os.environ.get("TERM") == "dumb" or os.environ.get("NO_COLOR"):
+            typer.echo("note: without colours, lite-llama-tui chat --plain may read better here.", err=True)
+    raise typer.Exit(run(paths, model))
 
 
 @app.command(
@@ -257,6 +286,10 @@ def _read_prompt(prompt: str | None) -> str:
 
 def _stdin_is_terminal() -> bool:
     return sys.stdin.isatty()
+
+
+def _in_terminal() -> bool:
+    return _stdin_is_terminal() and sys.stdout.isatty()
 
 
 class ReplyPrinter:

@@ -67,6 +67,13 @@ NO_MODEL = "No model is loaded: choose one with /model."
 INTERNAL_ERROR = "Something went wrong in the program itself; the log file has the details."
 
 
+def create_engine() -> EngineThread:
+    """The engine. Importing it imports torch, which takes seconds: call this off the event loop."""
+    from ..engine.thread import EngineThread
+
+    return EngineThread()
+
+
 class Controller:
     """One conversation at a time; `tell` is awaited with each event, in order. `start` comes first."""
 
@@ -182,6 +189,16 @@ class Controller:
             self._starting = asyncio.create_task(asyncio.to_thread(self._create_engine))
         self.engine = engine = await asyncio.shield(self._starting)
         return engine
+
+    async def idle(self) -> None:
+        """Return when no reply is being written."""
+        if self._reply is not None:
+            await asyncio.wait([self._reply])
+
+    async def settled(self) -> None:
+        """Return when no model is being loaded, and the outcome is told."""
+        if self._load is not None:
+            await asyncio.wait([self._load])
 
     async def close(self) -> None:
         """Stop the reply, save what there is of it, close the database. The engine is left to the caller."""
@@ -700,6 +717,8 @@ class Controller:
             self._request_id = None
         await self._save(conversation, exchange)
         await self._tell(TurnChanged(reply))
+        if self.model is None and not self.loading:  # the engine had to drop it
+            await self._tell(ModelGone())
         self._count_soon()
 
     async def _model_loaded(self) -> None:

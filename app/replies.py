@@ -27,7 +27,8 @@ from .events import CannotSee, ContextUsed, Listener, PromptRead, TextAdded, Thi
 from .pace import Pace
 
 TELL_EVERY_S = 0.1
-SAVE_EVERY_S = 1.0
+SAVE_EVERY_S = 0.7
+"""With TELL_EVERY_S and the writing itself, a killed program loses at most the last second."""
 _STATUS: dict[str, Status] = {"stop": "complete", "length": "length", "cancelled": "stopped"}
 
 

@@ -1,4 +1,4 @@
-"""Whether the terminal is dark or light: asked before the app runs, and told by it while it runs."""
+"""What we ask of the terminal and tell it: whether it is dark or light, and its modes after a crash."""
 
 from __future__ import annotations
 
@@ -72,3 +72,16 @@ def _ask() -> bytes:
     except (OSError, termios.error):
         return b""
     return answer
+
+
+def mend() -> None:
+    """Have the terminal take and echo lines again, which a program that was killed may have ended.
+
+    To be called before anything remembers the modes that it found. Without a terminal nothing happens.
+    """
+    with contextlib.suppress(termios.error, OSError, ValueError):
+        modes = termios.tcgetattr(sys.stdin)
+        modes[0] |= termios.ICRNL
+        modes[1] |= termios.OPOST
+        modes[3] |= termios.ECHO | termios.ICANON | termios.ISIG | termios.IEXTEN
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, modes)

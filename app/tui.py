@@ -26,8 +26,9 @@ from ..models.errors import UserError
 from ..models.units import format_bytes
 from . import clipboard, keymap, presets, terminal
 from .actions import ACTIONS, key_name
-from .controller import INTERNAL_ERROR, Controller
+from .controller import INTERNAL_ERROR, Controller, create_engine
 from .database import Turn, open_or_replace
+from .driver import TerminalDriver
 from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told, TurnChanged
 from .guard import Guard
 from .library import remember_speed, scan
@@ -49,12 +50,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run(paths: Paths, model: str | None = None) -> int:
+def run(
+    paths: Paths, model: str | None = None, create_engine: Callable[[], EngineThread] = create_engine
+) -> int:
     """Open the app until the user quits; returns the exit code. `model` names the model to load."""
+    terminal.mend()
     recognise_alt_enter()
     terminal.understand_notifications()
     graphics_widget()  # asks the terminal, while it still answers
-    app = LiteLlamaApp(paths, model, dark=terminal.is_dark())
+    app = LiteLlamaApp(paths, model, create_engine, dark=terminal.is_dark())
     app.run()
     if app.controller.engine is not None:
         app.controller.engine.close()
@@ -74,13 +78,6 @@ def recognise_alt_enter() -> None:
         table.setdefault("\x1b\r", (Keys.ControlJ,))
 
 
-def create_engine() -> EngineThread:
-    """The engine. Importing it imports torch, which takes seconds: call this off the event loop."""
-    from ..engine.thread import EngineThread
-
-    return EngineThread()
-
-
 class LiteLlamaApp(App[None]):
     """Start and end, the dialogs around the chat, and the themes."""
 
@@ -98,7 +95,7 @@ class LiteLlamaApp(App[None]):
         *,
         dark: bool | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(driver_class=TerminalDriver)
         self.paths = paths
         self._wanted_model = model
         self._store = SettingsStore(paths.settings)

@@ -326,6 +326,12 @@ class Engine:
             reply = sequence.reply
             sequence.sink(Failed(sequence.request_id, message, reply.text, reply.thinking))
 
+    def abandon(self, message: str) -> None:
+        """End every request in an error and touch nothing else: the engine is not to be used any more."""
+        for sequence in self.scheduler.sequences:
+            reply = sequence.reply
+            sequence.sink(Failed(sequence.request_id, message, reply.text, reply.thinking))
+
     def _first_part(self, prompt: list[int], request: GenerationRequest) -> Part:
         """What the first token of the reply belongs to."""
         if request.continue_last:

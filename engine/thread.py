@@ -150,13 +150,26 @@ class EngineThread:
 
     def _work(self) -> None:
         while not self._closed:
-            idle = not (self._engine and self._engine.busy)
             try:
-                command = self._commands.get(block=idle)
-            except queue.Empty:
-                self._step()
-            else:
-                command()
+                self._work_once()
+            except BaseException:  # SystemExit too: without this thread everybody would wait for ever
+                log.exception("the engine failed in a way that is not foreseen")
+                self._abandon()
+
+    def _work_once(self) -> None:
+        idle = not (self._engine and self._engine.busy)
+        try:
+            command = self._commands.get(block=idle)
+        except queue.Empty:
+            self._step()
+        else:
+            command()
+
+    def _abandon(self) -> None:
+        """Drop an engine whose state nobody knows; its requests fail."""
+        engine, self._engine = self._engine, None
+        if engine:
+            engine.abandon("The engine failed and the model had to be dropped: load it again with /model.")
 
     def _step(self) -> None:
         assert self._engine
@@ -189,7 +202,7 @@ class EngineThread:
             sink(LoadFailed(str(error)))
         except torch.cuda.OutOfMemoryError:
             sink(LoadFailed("The GPU ran out of memory while loading: close other programs on it."))
-        except Exception as error:
+        except BaseException as error:  # SystemExit too: the sink waits
             log.exception("loading failed")
             sink(LoadFailed(f"Loading failed ({type(error).__name__}: {error}): convert the model again."))
         else:
@@ -217,7 +230,7 @@ class EngineThread:
                 self._engine.submit(request_id, request, sink, now)
         except UserError as error:
             sink(Failed(request_id, str(error), ""))
-        except Exception as error:
+        except BaseException as error:  # SystemExit too: the sink waits
             log.exception("submitting failed")
             sink(Failed(request_id, f"The prompt could not be prepared ({error}): try again.", ""))
 
