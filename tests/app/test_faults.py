@@ -237,7 +237,6 @@ async def test_a_database_that_another_program_keeps_locked_is_said_and_the_chat
     chat, paths, monkeypatch
 ):
     await (await Database.open(paths.database)).close()
-    monkeypatch.setattr("lite_llama.app.database.BUSY_TIMEOUT_S", 0.05)
     monkeypatch.setattr(Database.open.__func__, "__kwdefaults__", {"busy_timeout_s": 0.05})
     with contextlib.closing(sqlite3.connect(paths.database, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
