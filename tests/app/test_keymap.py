@@ -29,16 +29,16 @@ def test_our_own_keys_do_not_clash_and_leave_the_editor_alone():
 
 
 def test_keys_are_taken_as_people_write_them():
-    assert keymap.use({"new_chat": "F12, Shift+Ctrl+N", "Help": "alt+h"}) == []
-    assert keymap.for_textual() == {"new_chat": "f12,ctrl+shift+n", "help": "alt+h"}
-    assert (keymap.key("new_conversation"), keymap.key("app.help")) == ("F12", "Alt+H")
+    assert keymap.use({"new_chat": "F11, Shift+Ctrl+N", "Help": "alt+h"}) == []
+    assert keymap.for_textual() == {"new_chat": "f11,ctrl+shift+n", "help": "alt+h"}
+    assert (keymap.key("new_conversation"), keymap.key("app.help")) == ("F11", "Alt+H")
     assert keymap.key("app.settings") == "F2"
 
 
 @pytest.mark.parametrize(
     ("name", "keys", "sentence"),
     [
-        ("fly", "f12", "keys.fly in the settings file is no action"),
+        ("fly", "f11", "keys.fly in the settings file is no action"),
         ("help", 3, "keys.help in the settings file must be one or more keys"),
         ("help", "", "keys.help in the settings file must be one or more keys"),
         ("help", "ctrl+nonsense", 'keys.help in the settings file has "ctrl+nonsense", which is no key'),
@@ -50,10 +50,10 @@ def test_keys_are_taken_as_people_write_them():
     ],
 )
 def test_what_cannot_be_taken_is_told_in_a_sentence(name: str, keys: object, sentence: str):
-    problems = keymap.use({name: keys, "new_chat": "f12"})
+    problems = keymap.use({name: keys, "new_chat": "f11"})
     assert len(problems) == 1
     assert problems[0].startswith(sentence)
-    assert keymap.for_textual() == {"new_chat": "f12"}
+    assert keymap.for_textual() == {"new_chat": "f11"}
 
 
 def test_two_actions_can_swap_their_keys():
@@ -68,16 +68,16 @@ def test_a_refused_key_does_not_leave_two_actions_with_one():
 
 
 async def test_the_app_goes_by_the_users_keys(chat):
-    settings = '[keys]\nmodels = "f12"\nhelp = "f10"\nquit = "ctrl+e"\nnew_chat = "alt+n"\ntry_again = "f2"\n'
+    settings = '[keys]\nmodels = "f11"\nhelp = "f10"\nquit = "ctrl+e"\nnew_chat = "alt+n"\ntry_again = "f2"\n'
     async with chat(size=(160, 48), settings=settings) as c:
         problems = [text for text in c.notices() if text.startswith("keys.")]
         assert [text.partition(" ")[0] for text in problems] == ["keys.quit", "keys.try_again"]
         shown = [key.key_display for key in c.app.screen.query_one(Footer).query(FooterKey)]
-        assert {"F10", "F12", "F2", "alt+n", "^q"} <= set(shown)
+        assert {"F10", "F11", "F2", "alt+n", "^q"} <= set(shown)
         assert "F10" in str(c.app.screen.query_one("#hint", Static).render())
         await c.pilot.press("f3", "f1")
         assert isinstance(c.app.screen, ChatScreen)
-        await c.pilot.press("f12")
+        await c.pilot.press("f11")
         await c.screen(ModelScreen)
         await c.pilot.press("escape")
         await c.screen(ChatScreen)
@@ -87,7 +87,7 @@ async def test_the_app_goes_by_the_users_keys(chat):
         await c.pilot.press("f10")
         await c.screen(HelpScreen)
         keys = [str(label.render()) for label in c.app.screen.query(".keys")]
-        assert {"F12", "F10", "Alt+N", "F2"} <= set(keys)
+        assert {"F11", "F10", "Alt+N", "F2"} <= set(keys)
         assert not {"F1", "F3", "Ctrl+N"}.intersection(keys)
         await c.pilot.press("f10")
         await c.screen(ChatScreen)

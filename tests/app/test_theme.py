@@ -26,9 +26,12 @@ TEXTS -= {"panel", "primary"}  # a hidden check mark, a bar
 GROUNDS = set(re.findall(r"(?<!scrollbar-)(?<!link-)background: \$([\w-]+(?: \d+%)?)", SOURCES))
 # The veil over what is behind a dialog, and the empty part of a progress bar: nothing is to be read there.
 GROUNDS -= {"background 60%", "foreground 10%"}
+# A list's cursor has a text colour of its own, and neither meets any other.
+TEXTS -= {"block-cursor-foreground"}
+GROUNDS -= {"block-cursor-background"}
 BASES = ("background", "surface")
-# Muted text is never on these: they are where the cursor is, and text there is in the foreground's colour.
-STRONG = {"primary 25%", "accent 15%"}
+# Muted text is never on these, where the cursor is or an unlikely token: text there has the foreground's colour.
+STRONG = {"primary 25%", "accent 15%", "success 20%", "warning 22%", "warning 39%", "error 50%"}
 SIGNS = ("primary", "secondary", "warning", "error", "success", "primary 75%")
 """Bars, marks and the frame of the prompt that has the focus: 3 for what is no text. Other frames and lines,
 and the empty part of a bar, tell nothing that is not told otherwise."""
