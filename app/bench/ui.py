@@ -185,7 +185,6 @@ class _App:
             mark = len(self.terminal.output)
             self.terminal.type(f"turn {number}\r")
             self.terminal.wait_for(f"{END}{number}.", ANSWER_S, mark)
-            self.terminal.wait_for("first token", ANSWER_S, mark)
             memory.append(self.rss_mb())
         return {
             "reply": f"{turns} turns",
