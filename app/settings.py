@@ -236,7 +236,7 @@ class SettingsStore:
                 if name in changed:
                     _set(document, name, getattr(settings, name))
             if changed or problem:
-                _write(self.path, tomlkit.dumps(document))
+                replace_file(self.path, tomlkit.dumps(document))
         except OSError as error:
             raise UserError(
                 f"The settings cannot be saved to {self.path} ({error.strerror}): check the permissions and "
@@ -279,7 +279,7 @@ def _set(document: tomlkit.TOMLDocument, name: str, value: object) -> None:
         document[name] = value
 
 
-def _write(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Replace the file in one step, so that a crash leaves either the old or the new one."""
     target = path.resolve()  # the file behind a symlink, as people who version their dotfiles have it
     target.parent.mkdir(parents=True, exist_ok=True)

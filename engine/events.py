@@ -18,12 +18,12 @@ class ModelInfo:
     family: str
     parameter_count: int
     device: str
-    """`cpu` or `cuda`, as torch names it (ROCm is `cuda` too)."""
+    """`cpu` or `cuda`, as torch names it (ROCm is `cuda` too); `remote` for a server elsewhere."""
     device_name: str
     """What people call it: `NVIDIA H100`, `CPU, 2 threads`."""
     dtype: str
     max_context: int
-    """Tokens that one conversation may hold, prompt and reply together."""
+    """Tokens that one conversation may hold, prompt and reply together; 0 if a server does not say."""
     kv_pages: int
     """Pages of the KV cache, 16 tokens each."""
     weight_bytes: int
@@ -136,6 +136,8 @@ class Usage:
     """(completion_tokens - 1) over the time from the first to the last token; 0 for a single one."""
     total_s: float
     seed: int
+    remote: bool = False
+    """The times were taken where a server's reply was read, the network included, and not in an engine."""
 
 
 @dataclass(frozen=True)
