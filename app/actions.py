@@ -22,11 +22,19 @@ class Action:
     """The slash command."""
     anywhere: bool = False
     """Whether the palette offers it over other screens too."""
+    argument: str = ""
+    """What may follow the slash command, such as PATH; the action takes it as a string."""
+    turn_keys: str = ""
+    """The keys while a turn is selected; such an action is about that turn, else about the last it suits."""
 
     @property
     def key(self) -> str:
         """The key as it is printed: `Ctrl+N`."""
         return key_name(self.keys.split(",")[0]) if self.keys else ""
+
+    @property
+    def turn_key(self) -> str:
+        return key_name(self.turn_keys.split(",")[0]) if self.turn_keys else ""
 
     @property
     def binding(self) -> Binding:
@@ -41,9 +49,27 @@ ACTIONS = (
     Action("app.images", "Images", "attach, look, remove", "f4", "Images", "/image"),
     Action("new_conversation", "New chat", "an empty conversation", "ctrl+n", "New", "/new"),
     Action("app.conversations", "Open chat", "or rename, delete one", "ctrl+o", "Open", "/open"),
+    Action("sidebar", "Sidebar", "all chats beside this one", "ctrl+b", command="/chats"),
+    Action("app.search", "Search", "in all chats", "f8,ctrl+shift+f", "", "/search"),
+    Action("override", "Set for this chat", "such as temperature 0.2", command="/set", argument="NAME VALUE"),
+    Action("system_prompt", "System prompt", "of this chat", command="/system", argument="TEXT"),
+    Action("use_own_model", "Its own model", "load what this chat was with", "ctrl+l", command="/own"),
+    Action("export", "Export", "to .md, .jsonl, .html", command="/export", argument="PATH"),
+    Action("import", "Import", "an exported file", command="/import", argument="PATH"),
+    Action("retitle", "Retitle", "the model writes the title", command="/retitle"),
     Action("cancel", "Stop", "end the reply, keep its part", "escape", "", "/stop"),
     Action("continue_reply", "Continue", "a reply that was cut off", "ctrl+g", "", "/continue"),
-    Action("regenerate", "Try again", "the last reply anew", "ctrl+r", "", "/retry"),
+    Action("regenerate", "Try again", "another reply beside it", "ctrl+r", "", "/retry", turn_keys="r"),
+    Action("select_turn(-1)", "Select", "the turn before", "alt+up,ctrl+up", turn_keys="up,k"),
+    Action("select_turn(1)", "Select next", "the turn after", "alt+down,ctrl+down", turn_keys="down,j"),
+    Action("edit_turn", "Edit", "a turn, as another branch", command="/edit", turn_keys="e,enter"),
+    Action("other_branch(-1)", "Branch before", "of a turn with several", turn_keys="left,h"),
+    Action("other_branch(1)", "Branch after", "of a turn with several", turn_keys="right,l"),
+    Action("edit_queued(-1)", "Edit queued", "the last message that waits", command="/queued"),
+    Action("resume_queue", "Send queued", "the messages that wait", command="/resume"),
+    Action("editor", "Editor", "write in $EDITOR", "f5", command="/editor"),
+    Action("copy_turn", "Copy", "a turn, as it was written", command="/copy", turn_keys="c,y"),
+    Action("copy_code", "Copy code", "one code block of a reply", command="/code", turn_keys="b"),
     Action("app.toggle_theme", "Dark or light", "switch the theme", "ctrl+t", "", "/theme", True),
     Action("app.change_theme", "Choose a theme", "one of all there are", anywhere=True),
     Action("app.quit", "Quit", "stop, save and leave", "ctrl+q", "Quit", "/quit", True),
@@ -53,6 +79,7 @@ PROMPT_KEYS = (
     ("Enter", "Send"),
     ("Alt+Enter Shift+Enter Ctrl+J", "New line"),
     ("Up Down", "Earlier messages, from an empty prompt"),
+    ("Enter in a reply", "Queues; Esc pauses, Enter alone resumes"),
     ("Shift+Tab Tab", "To images and thinking, back; Enter opens"),
     ("Page up Page down", "Scroll the conversation"),
     ("Ctrl+Home Ctrl+End", "To its beginning, to its end"),
@@ -65,6 +92,10 @@ def key_name(key: str) -> str:
     return "+".join("?" if part == "question_mark" else part.capitalize() for part in key.split("+"))
 
 
-def slash_command(text: str) -> Action | None:
-    """The action that `text` names, None when it is no slash command."""
-    return next((action for action in ACTIONS if action.command and action.command == text.strip()), None)
+def slash_command(text: str) -> str | None:
+    """The action that `text` asks for, as Textual's `run_action` takes it; None when it is no command."""
+    command, _, argument = text.strip().partition(" ")
+    action = next((action for action in ACTIONS if action.command and action.command == command), None)
+    if action is None or (argument and not action.argument):
+        return None
+    return f"{action.name}({argument.strip()!r})" if argument else action.name

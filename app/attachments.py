@@ -11,6 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic_core.core_schema import AnySchema, any_schema
+
 from ..engine.images import MAX_PIXELS, Image, image_of, read_image
 from ..models.errors import UserError
 
@@ -36,6 +38,11 @@ class Attachment:
     """Of its content, in hexadecimal digits."""
     image: Image | None = field(default=None, compare=False, repr=False)
     thumbnail: Pixels | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: object) -> AnySchema:
+        """Taken as it is: app/exchange.py writes and reads the content."""
+        return any_schema()
 
 
 def images_of(attachments: Iterable[Attachment]) -> tuple[Image, ...]:

@@ -19,6 +19,7 @@ from ..models.errors import UserError
 from ..models.units import format_bytes, format_count
 from . import log
 from .bench.cli import bench
+from .chats import chats
 from .interrupt import lasting_interrupt, on_interrupt
 from .library import NO_MODEL, find, scan
 from .paths import HOME_VARIABLE, Paths
@@ -60,6 +61,7 @@ app = typer.Typer(
 )
 models = typer.Typer(help="List, remove and check the converted models.")
 app.add_typer(models, name="models")
+app.add_typer(chats, name="chats")
 app.add_typer(bench, name="bench")
 
 

@@ -9,31 +9,42 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from ..engine.events import (
-    Event,
-    Failed,
-    Finished,
-    Loaded,
-    LoadFailed,
-    LoadProgress,
-    ModelInfo,
-    PrefillProgress,
-    Queued,
-    TextDelta,
-    Thinking,
-    ThinkingDelta,
-)
+from ..engine.events import Failed, Finished, Loaded, LoadFailed, LoadProgress, ModelInfo, Thinking
 from ..engine.request import GenerationRequest, Message
 from ..models.errors import UserError
+from . import exchange, tree
 from .attachments import Attachment, images_of
-from .database import Conversation, Database, Status, Summary, Turn
+from .database import Conversation, Database, Hit, Summary, Turn
+from .events import (
+    BranchShown,
+    CannotSee,
+    ContextUsed,
+    ControllerEvent,
+    ConversationShown,
+    Listener,
+    ModelFailed,
+    ModelGone,
+    ModelLoading,
+    ModelOffered,
+    ModelReady,
+    PromptReturned,
+    PromptsKnown,
+    QueueChanged,
+    TitleChanged,
+    Told,
+    TurnAdded,
+    TurnChanged,
+)
 from .incoming import title_of
+from .overrides import parse
+from .replies import Inbox, Refused, follow
+from .titles import title_from, title_request
 
 if TYPE_CHECKING:  # the engine's thread imports torch, which takes seconds: the screen must be up before
     from ..engine.thread import EngineThread
@@ -42,174 +53,13 @@ if TYPE_CHECKING:  # the engine's thread imports torch, which takes seconds: the
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-TELL_EVERY_S = 0.1
-SAVE_EVERY_S = 1.0
 COUNT_AFTER_S = 0.2
 CLOSE_TIMEOUT_S = 5.0
-_STATUS: dict[str, Status] = {"stop": "complete", "length": "length", "cancelled": "stopped"}
+KNOWN_PROMPTS = 500
+FOUND_TURNS = 100
+STILL_WRITING = "The last reply is still being written: wait, or stop it with Esc."
+NO_MODEL = "No model is loaded: choose one with F3."
 INTERNAL_ERROR = "Something went wrong in the program itself; the log file has the details."
-
-
-@dataclass(frozen=True)
-class ConversationShown:
-    """Another conversation is the current one: show all of it."""
-
-    conversation: Conversation
-
-
-@dataclass(frozen=True)
-class TurnAdded:
-    turn: Turn
-
-
-@dataclass(frozen=True)
-class TurnChanged:
-    """The turn's text, status or figures are others than before; show it anew."""
-
-    turn: Turn
-
-
-@dataclass(frozen=True)
-class TurnRemoved:
-    turn: Turn
-
-
-@dataclass(frozen=True)
-class PromptRead:
-    """The model is reading the prompt: `done` of `total` tokens."""
-
-    done: int
-    total: int
-
-
-@dataclass(frozen=True)
-class ThinkingAdded:
-    """The model thinks: the turn's `thinking` has grown; the figures are the engine's."""
-
-    turn: Turn
-    completion_tokens: int
-    tokens_per_s: float
-
-
-@dataclass(frozen=True)
-class TextAdded:
-    """The reply goes on: `text` was added to the turn; the figures are the engine's."""
-
-    turn: Turn
-    text: str
-    completion_tokens: int
-    tokens_per_s: float
-
-
-@dataclass(frozen=True)
-class PromptReturned:
-    """What was sent could not be started: it belongs back in the input."""
-
-    text: str
-    images: tuple[Attachment, ...] = ()
-
-
-@dataclass(frozen=True)
-class CannotSee:
-    """The model `name` reads text only and was not asked: the message has images."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class ModelLoading:
-    name: str
-    done: int
-    total: int
-    text: str
-
-
-@dataclass(frozen=True)
-class ModelReady:
-    """`name` is that of the model's directory; `info.name` is what the model was called when converted."""
-
-    name: str
-    info: ModelInfo
-
-
-@dataclass(frozen=True)
-class ModelFailed:
-    name: str
-    message: str
-
-
-@dataclass(frozen=True)
-class ModelGone:
-    """No model is loaded any more, or none yet."""
-
-
-@dataclass(frozen=True)
-class ContextUsed:
-    """`used` of `limit` tokens of the context, the draft in the input included."""
-
-    used: int
-    limit: int
-
-
-@dataclass(frozen=True)
-class Told:
-    """Something the user should know."""
-
-    text: str
-    severity: Literal["information", "warning", "error"] = "warning"
-
-
-ControllerEvent = (
-    ConversationShown
-    | TurnAdded
-    | TurnChanged
-    | TurnRemoved
-    | PromptRead
-    | ThinkingAdded
-    | TextAdded
-    | PromptReturned
-    | CannotSee
-    | ModelLoading
-    | ModelReady
-    | ModelFailed
-    | ModelGone
-    | ContextUsed
-    | Told
-)
-Listener = Callable[[ControllerEvent], Awaitable[None]]
-
-
-class Inbox:
-    """Hands the events of the engine's thread over to the event loop."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._events: list[Event] = []
-        self._any = asyncio.Event()
-        self._last = asyncio.Event()
-
-    def sink(self, event: Event) -> None:
-        """Called on the engine's thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the app is gone
-            self._loop.call_soon_threadsafe(self._receive, event)
-
-    def _receive(self, event: Event) -> None:
-        self._events.append(event)
-        self._any.set()
-        if isinstance(event, Finished | Failed | Loaded | LoadFailed):
-            self._last.set()
-
-    async def batches(self) -> AsyncIterator[list[Event]]:
-        """What has come in, the first at once and then at most every TELL_EVERY_S, up to the last event."""
-        while True:
-            await self._any.wait()
-            self._any.clear()
-            events, self._events = self._events, []
-            yield events
-            if self._last.is_set() and not self._events:
-                return
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._last.wait(), TELL_EVERY_S)
 
 
 class Controller:
@@ -233,6 +83,8 @@ class Controller:
         self._listener = tell
         self._reply: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
+        self._paused = False
+        """The queue waits for the user, not for the end of a reply."""
         self._request_id: int | None = None
         self.model_name: str | None = None
         """The directory of the model that was loaded last."""
@@ -286,7 +138,32 @@ class Controller:
                 await self._tell(
                     Told("The last reply was cut off when the program ended: you can continue it.")
                 )
+        self._paused = True
         await self._tell_shown()
+        with contextlib.suppress(_Told):
+            await self._attempt(self.database.purge())
+            prompts = await self._attempt(self.database.prompts(KNOWN_PROMPTS))
+            await self._tell(PromptsKnown(tuple(prompts)))
+
+    async def _tell_shown(self) -> None:
+        await self._tell(ConversationShown(self.conversation))
+        images = [image for turn in self.conversation.turns for image in turn.images]
+        if gone := ", ".join(image.name for image in images if image.image is None):
+            await self._tell(Told(f"The conversation goes on without images whose copies are gone: {gone}."))
+        await self._tell_queue()
+        await self._offer_model()
+
+    async def _offer_model(self) -> None:
+        """Tell whether the conversation's own model is there, but another or none is loaded."""
+        name = self.conversation.model
+        other = bool(name) and not self.loading and name != self.model_name
+        there = other and await asyncio.to_thread((self.models_dir / name).is_dir)
+        await self._tell(ModelOffered(name if there else None))
+
+    async def use_own_model(self) -> None:
+        """Load the model that the conversation was last with."""
+        if self.conversation.model and self.conversation.model != self.model_name:
+            await self.load_model(self.conversation.model)
 
     async def start_engine(self) -> EngineThread:
         """The engine, brought up on first use; that takes seconds and happens on another thread."""
@@ -358,6 +235,7 @@ class Controller:
             await self._tell(ModelGone())
         else:
             await self._tell(ModelReady(self.model_name, self.model))
+            await self._offer_model()
             self._count_soon()
 
     # Settings and draft
@@ -369,6 +247,33 @@ class Controller:
         self.settings = settings
         self._count_soon()
 
+    async def override(self, text: str) -> None:
+        """Take a setting for this conversation alone, as `/set` is followed by; empty: tell those it has."""
+        overrides = self.conversation.overrides
+        if text:
+            try:
+                name, value = parse(text)
+            except UserError as error:
+                await self._tell(Told(str(error)))
+                return
+            overrides.pop(name, None)
+            overrides |= {} if value is None else {name: value}
+            await self._save_head()
+        own = ", ".join(f"{name} {value}" for name, value in overrides.items())
+        await self._tell(Told(f"In this chat: {own or 'as in the settings'}.", "information"))
+
+    async def set_system_prompt(self, text: str) -> None:
+        """Tell the model something else ahead of this conversation alone."""
+        self.conversation.system_prompt = text
+        await self._save_head()
+        self._count_soon()
+        what = f"The system prompt of this chat is: {text}" if text else "This chat has no system prompt."
+        await self._tell(Told(what, "information"))
+
+    async def _save_head(self) -> None:
+        if self.conversation.turns:  # else it is saved with its first turn
+            await self._save(self.conversation, [])
+
     def set_draft(self, text: str, images: Sequence[Attachment] = ()) -> None:
         """What the input holds, counted with the conversation's tokens."""
         self._draft = Message("user", text, images=images_of(images))
@@ -379,21 +284,83 @@ class Controller:
     async def new_conversation(self) -> None:
         await self._show(Conversation(system_prompt=self.settings.system_prompt))
 
-    async def open_conversation(self, conversation_id: str) -> None:
+    async def open_conversation(self, conversation_id: str, turn_id: str | None = None) -> Turn | None:
+        """Show a conversation, in the branch of that turn; returns the turn, None if it is not there."""
         await self.cancel()  # first, so that what is loaded is complete
         with contextlib.suppress(_Told):
-            await self._show(await self._attempt(self.database.load(conversation_id)))
+            conversation = await self._attempt(self.database.load(conversation_id))
+            turn = next((turn for turn in conversation.all_turns if turn.id == turn_id), None)
+            if turn is not None and turn not in conversation.turns:
+                conversation.show(tree.newest_leaf(conversation.all_turns, turn))
+                await self._attempt(self.database.save_branch(conversation))
+            await self._show(conversation)
+            return turn
+        return None
 
     async def summaries(self) -> list[Summary]:
-        """All saved conversations, newest first; none when they cannot be read."""
+        """All saved conversations in the list's order; none when they cannot be read."""
         with contextlib.suppress(_Told):
             return await self._attempt(self.database.summaries())
         return []
+
+    async def search(self, text: str) -> list[Hit]:
+        """The turns of all conversations in which these words are found."""
+        with contextlib.suppress(_Told):
+            return await self._attempt(self.database.search(text, FOUND_TURNS))
+        return []
+
+    async def pin_conversation(self, conversation_id: str, pinned: bool) -> None:
+        with contextlib.suppress(_Told):
+            await self._attempt(self.database.pin(conversation_id, pinned))
+
+    async def restore_conversation(self, conversation_id: str) -> None:
+        """Undo `delete_conversation`."""
+        with contextlib.suppress(_Told):
+            await self._attempt(self.database.restore(conversation_id))
+
+    async def export_conversation(self, path: Path | None) -> None:
+        """Write the conversation to a new file, by default a Markdown file in the current directory."""
+        conversation = self.conversation
+        if not conversation.turns:
+            await self._tell(Told("There is nothing to export yet."))
+            return
+        path = (path or Path(f"{exchange.file_name(conversation)}.md")).expanduser()
+        with contextlib.suppress(_Told):
+            await self._attempt(asyncio.to_thread(exchange.write, path, [conversation]))
+            await self._tell(Told(f"Exported to {path}.", "information"))
+
+    async def import_conversations(self, path: Path) -> None:
+        """Add the conversations of an exported file, and show the first of them."""
+        with contextlib.suppress(_Told):
+            imported = await self._attempt(asyncio.to_thread(exchange.read, path.expanduser()))
+            for conversation in imported:
+                await self._attempt(self.database.save(conversation, conversation.all_turns))
+            await self.open_conversation(imported[0].id)
+            await self._tell(Told(f"Imported from {path}.", "information"))
+
+    async def retitle(self) -> None:
+        """Have the model write the conversation's title."""
+        conversation = self.conversation
+        if self.replying or not conversation.turns:
+            await self._tell(Told("A title needs a conversation, and a model that is idle."))
+        elif refusal := self._refusal():
+            await self._tell(Told(refusal))
+        elif self.engine is None:
+            await self._tell(Told(NO_MODEL))
+        else:
+            inbox = Inbox()
+            self.engine.submit(title_request(conversation.turns), inbox.sink)
+            async for events in inbox.batches():
+                if isinstance(last := events[-1], Finished) and (title := title_from(last.text)):
+                    await self.rename_conversation(conversation.id, title)
+                elif isinstance(last, Finished | Failed):
+                    await self._tell(Told("The model wrote no title: the old one stays."))
 
     async def rename_conversation(self, conversation_id: str, title: str) -> None:
         title = title_of(title)
         if conversation_id == self.conversation.id:
             self.conversation.title = title
+            await self._tell(TitleChanged(title))
         with contextlib.suppress(_Told):
             await self._attempt(self.database.rename(conversation_id, title))
 
@@ -405,36 +372,66 @@ class Controller:
 
     async def _show(self, conversation: Conversation) -> None:
         await self.cancel()
-        self.conversation = conversation
+        self.conversation, self._paused = conversation, True
         await self._tell_shown()
         self._count_soon()
-
-    async def _tell_shown(self) -> None:
-        await self._tell(ConversationShown(self.conversation))
-        images = [image for turn in self.conversation.turns for image in turn.images]
-        if gone := ", ".join(image.name for image in images if image.image is None):
-            await self._tell(Told(f"The conversation goes on without images whose copies are gone: {gone}."))
 
     # Replies
 
     async def send(self, text: str, images: tuple[Attachment, ...] = ()) -> None:
-        """Add the user's turn and start the reply to it; while a model is loading, the reply waits."""
-        refusal = None
-        if self.replying:
-            refusal = "The last reply is still being written: wait, or stop it with Esc."
-        elif self.model is None and not self.loading:
-            refusal = "No model is loaded: choose one with F3."
-        if refusal:
+        """Add the user's turn and start the reply to it; while a model is loading, the reply waits.
+
+        While a reply is written the message is queued, and sent after it; with images it is handed back.
+        """
+        if self.replying and images:
+            await self._tell(Told("A message with images is not queued: send it when the reply has ended."))
+            await self._tell(PromptReturned(text, images=images))
+        elif self.replying:
+            self.conversation.queue.append(text)
+            await self._queue_changed()
+        elif refusal := self._refusal():
             await self._tell(Told(refusal))
-            await self._tell(PromptReturned(text, images))
-            return
+            await self._tell(PromptReturned(text, images=images))
+        else:
+            self._paused = bool(self.conversation.queue)
+            self._start(*await self._add_exchange(text, images))
+
+    async def _add_exchange(self, text: str, images: tuple[Attachment, ...] = ()) -> tuple[Turn, _Undo]:
+        """The user's turn and the reply that is to be written."""
         if not self.conversation.turns:
             self.conversation.title = title_of(text or images[0].name)
+        leaf = self._leaf
         user, reply = Turn("user", text, images=images), Turn("assistant", "", "streaming")
         for turn in (user, reply):
-            self.conversation.turns.append(turn)
+            self.conversation.add(turn)
             await self._tell(TurnAdded(turn))
-        self._start(reply, before=None)
+        return reply, _Undo(leaf=leaf, added=(user, reply), prompt=PromptReturned(text, images=images))
+
+    async def resume_queue(self) -> None:
+        """Send what is queued, one message after the other."""
+        if self.conversation.queue and not self.replying:
+            if refusal := self._refusal():
+                await self._tell(Told(refusal))
+            else:
+                self._paused = False
+                self._start(*await self._add_exchange(self.conversation.queue.pop(0)))
+                await self._tell_queue()
+
+    async def unqueue(self, number: int = -1) -> str | None:
+        """Take a message, by default the last, out of the queue; None when it is gone already."""
+        try:
+            text = self.conversation.queue.pop(number)
+        except IndexError:
+            return None
+        await self._queue_changed()
+        return text
+
+    async def _queue_changed(self) -> None:
+        await self._tell_queue()
+        await self._save(self.conversation, [])
+
+    async def _tell_queue(self) -> None:
+        await self._tell(QueueChanged(tuple(self.conversation.queue), self._paused))
 
     async def continue_reply(self) -> None:
         """Let the last reply go on where it was cut off."""
@@ -442,14 +439,87 @@ class Controller:
         if reply is not None and self.can_continue:
             await self._restart(reply, keep=True)
 
-    async def regenerate(self) -> None:
-        """Write the last reply again, also after an error."""
-        reply = self.last_reply
-        if reply is not None and not self.replying:
-            await self._restart(reply, keep=False)
+    async def regenerate(self, turn: Turn | None = None) -> None:
+        """Answer anew, beside the reply `turn`, or to the message `turn`; without one, beside the last reply.
+
+        A last reply of which nothing had come, after an error, is written again in its place.
+        """
+        turn = turn or self.last_reply
+        if turn is None:
+            return
+        if turn is self.last_reply and not turn.has_begun and not self.replying:
+            await self._restart(turn, keep=False)
+        elif refusal := self._refusal():
+            await self._tell(Told(refusal))
+        else:
+            leaf = self._leaf
+            self._cut(turn, keep=turn.role == "user")
+            reply = Turn("assistant", "", "streaming")
+            self.conversation.add(reply)
+            await self._tell(BranchShown(self.conversation))
+            self._start(reply, _Undo(leaf=leaf, added=(reply,)))
+
+    async def edit(self, turn: Turn, text: str) -> None:
+        """Put `text` beside a turn as another branch. A message is answered; a reply stands as it is."""
+        answered = turn.role == "user"
+        if refusal := self._refusal(needs_model=answered):
+            await self._tell(Told(refusal))
+            await self._tell(PromptReturned(text, turn))
+            return
+        conversation, leaf = self.conversation, self._leaf
+        self._cut(turn, keep=False)
+        edited = Turn(turn.role, text, images=turn.images)
+        conversation.add(edited)
+        if answered:
+            reply = Turn("assistant", "", "streaming")
+            conversation.add(reply)
+            await self._tell(BranchShown(conversation))
+            self._start(reply, _Undo(leaf=leaf, added=(edited, reply), prompt=PromptReturned(text, turn)))
+        else:
+            await self._tell(BranchShown(conversation))
+            await self._save(conversation, [edited])
+            self._count_soon()
+
+    async def switch_branch(self, turn: Turn, step: int) -> Turn:
+        """Show the branch through the sibling `step` places on; returns that, or `turn` if there is none."""
+        siblings = self.conversation.siblings(turn)
+        place = next(i for i, sibling in enumerate(siblings) if sibling.id == turn.id) + step
+        if not 0 <= place < len(siblings):
+            return turn
+        if self.replying:
+            await self._tell(Told(STILL_WRITING))
+            return turn
+        self.conversation.show(tree.newest_leaf(self.conversation.all_turns, siblings[place]))
+        await self._tell(BranchShown(self.conversation))
+        self._count_soon()
+        with contextlib.suppress(_Told):
+            await self._attempt(self.database.save_branch(self.conversation))
+        return siblings[place]
+
+    @property
+    def _leaf(self) -> Turn | None:
+        return self.conversation.turns[-1] if self.conversation.turns else None
+
+    def _cut(self, turn: Turn, *, keep: bool) -> None:
+        """End the branch that is shown before `turn`, or after it with `keep`; the rest stays a branch."""
+        turns = self.conversation.turns
+        place = next(i for i, other in enumerate(turns) if other.id == turn.id)
+        self.conversation.turns = turns[: place + keep]
+
+    def _refusal(self, *, needs_model: bool = True) -> str | None:
+        """Why no reply can be started now; None: it can."""
+        if self.replying:
+            return STILL_WRITING
+        if needs_model and self.model is None and not self.loading:
+            return NO_MODEL
+        return None
 
     async def cancel(self) -> None:
-        """Stop the reply being written, if any; returns when what there is of it is saved."""
+        """Stop the reply being written, if any; returns when what there is of it is saved.
+
+        What is queued stays so until the user says otherwise.
+        """
+        self._paused = True
         if self._reply is not None and not self._reply.done():
             self._stop.set()
             if self.engine and self._request_id is not None:
@@ -457,22 +527,33 @@ class Controller:
             await asyncio.wait([self._reply])
 
     async def _restart(self, reply: Turn, *, keep: bool) -> None:
-        if self.model is None and not self.loading:
-            await self._tell(Told("No model is loaded: choose one with F3."))
+        if refusal := self._refusal():
+            await self._tell(Told(refusal))
             return
         before = replace(reply)
         reply.status, reply.note = "streaming", ""
         if not keep:
             reply.text, reply.thinking, reply.figures = "", Thinking(), None
         await self._tell(TurnChanged(reply))
-        self._start(reply, before)
+        self._start(reply, _Undo(before=before))
 
-    def _start(self, reply: Turn, before: Turn | None) -> None:
-        """`before` is the reply as it was; None for a new one, whose prompt goes back if it is refused."""
+    def _start(self, reply: Turn, undo: _Undo) -> None:
         self._stop.clear()
-        self._reply = asyncio.create_task(self._write(reply, before))
+        self._reply = asyncio.create_task(self._write_all(reply, undo))
 
-    async def _write(self, reply: Turn, before: Turn | None) -> None:
+    async def _write_all(self, reply: Turn, undo: _Undo) -> None:
+        """The reply, and those to what is queued. Stopped, failed or refused, the rest of the queue waits."""
+        queue = self.conversation.queue
+        await self._write(reply, undo)
+        while queue and not self._paused and reply.status in ("complete", "length"):
+            reply, undo = await self._add_exchange(queue.pop(0))
+            await self._tell_queue()
+            await self._write(reply, undo)
+        if queue:
+            self._paused = True
+            await self._tell_queue()
+
+    async def _write(self, reply: Turn, undo: _Undo) -> None:
         """One reply from start to end. Whatever happens, it ends with a final status, saved and told."""
         conversation = self.conversation
         # The user's turn is on disk before anything can go wrong, and again with the outcome.
@@ -483,28 +564,35 @@ class Controller:
             if self._stop.is_set():
                 reply.status = "stopped"
             elif self.engine is None or self.model is None:
-                raise _Refused(Told("The model could not be loaded: choose another with F3.", "error"))
+                raise Refused(Told("The model could not be loaded: choose another with F3.", "error"))
             elif exchange[0].images and not self.model.sees_images:
-                raise _Refused(CannotSee(self.model.name))
+                raise Refused(CannotSee(self.model.name))
             else:
                 await self._tell_unseen(conversation, self.model)
-                conversation.model = self.model.name
-                params = self.settings.sampling_params(self.model.defaults)
+                conversation.model = self.model_name or self.model.name
+                settings = self.settings.model_copy(update=conversation.overrides)
+                params = settings.sampling_params(self.model.defaults)
                 conversation.settings = asdict(params)
                 begun = [Message("assistant", reply.text, reply.thinking.text)] if reply.has_begun else []
                 request = GenerationRequest(
                     (*self._messages(conversation.turns[:-1]), *begun),
                     params,
                     continue_last=bool(begun),
-                    thinking=self.settings.think,
+                    thinking=settings.think,
                 )
                 inbox = Inbox()
                 self._request_id = self.engine.submit(request, inbox.sink)
                 if self._stop.is_set():
                     self.engine.cancel(self._request_id)
-                await self._follow(inbox, conversation, reply)
-        except _Refused as refused:
-            await self._take_back(conversation, reply, before, refused.why)
+                await follow(
+                    inbox,
+                    reply,
+                    self.model.max_context,
+                    self._tell,
+                    partial(self._save, conversation, [reply]),
+                )
+        except Refused as refused:
+            await self._take_back(conversation, reply, undo, refused.why)
             self._count_soon()
             return
         except asyncio.CancelledError:  # the app is closing and the engine did not answer in time
@@ -526,45 +614,6 @@ class Controller:
             for wait in waits:
                 wait.cancel()
 
-    async def _follow(self, inbox: Inbox, conversation: Conversation, reply: Turn) -> None:
-        """Take the engine's events until the reply ends. Raises _Refused when it does not even begin."""
-        start, thinking, prompt_tokens, saved_at = replace(reply), Thinking(), None, time.monotonic()
-        limit = self.model.max_context if self.model else 0
-        async for events in inbox.batches():
-            text, thought, last = "", thinking.text, None
-            for event in events:
-                match event:
-                    case Queued(prompt_tokens=prompt_tokens):
-                        await self._tell(ContextUsed(prompt_tokens, limit))
-                    case PrefillProgress(done=done, total=total):
-                        await self._tell(PromptRead(done, total))
-                    case ThinkingDelta():
-                        so_far, last = thinking.text + event.text, event
-                        thinking = Thinking(so_far, event.thinking_tokens, event.thinking_s)
-                    case TextDelta():
-                        text, last = text + event.text, event
-                    case Finished():
-                        _finish(reply, start, event, limit)
-                    case Failed(message=message) if prompt_tokens is None:
-                        raise _Refused(Told(message, "error"))
-                    case Failed():
-                        _take(reply, start, event)
-                        reply.status, reply.note = "error", event.message
-            if reply.status != "streaming":
-                return
-            if last is not None:
-                rate = last.decode_tokens_per_s
-                if thinking.text != thought:
-                    reply.thinking = start.thinking + thinking
-                    await self._tell(ThinkingAdded(reply, last.completion_tokens, rate))
-                if text:
-                    reply.text += text
-                    await self._tell(TextAdded(reply, text, last.completion_tokens, rate))
-                await self._tell(ContextUsed((prompt_tokens or 0) + last.completion_tokens, limit))
-            if time.monotonic() - saved_at >= SAVE_EVERY_S:
-                await self._save(conversation, [reply])
-                saved_at = time.monotonic()
-
     async def _tell_unseen(self, conversation: Conversation, model: ModelInfo) -> None:
         """Earlier turns may have images for a model that was there before."""
         if not model.sees_images and any(turn.images for turn in conversation.turns):
@@ -573,23 +622,25 @@ class Controller:
             )
 
     async def _take_back(
-        self, conversation: Conversation, reply: Turn, before: Turn | None, why: Told | CannotSee
+        self, conversation: Conversation, reply: Turn, undo: _Undo, why: Told | CannotSee
     ) -> None:
         """The request was refused: leave everything as it was before it."""
         await self._tell(why)
-        if before is not None:
+        if (before := undo.before) is not None:
             reply.text, reply.thinking, reply.figures = before.text, before.thinking, before.figures
             reply.status, reply.note = before.status, before.note
             await self._save(conversation, [reply])
             await self._tell(TurnChanged(reply))
             return
-        exchange = conversation.turns[-2:]
-        del conversation.turns[-2:]
-        for turn in reversed(exchange):
-            await self._tell(TurnRemoved(turn))
-        await self._tell(PromptReturned(exchange[0].text, exchange[0].images))
+        for turn in reversed(undo.added):
+            conversation.remove(turn)
+        if undo.leaf is not None:
+            conversation.show(undo.leaf)
+        await self._tell(BranchShown(conversation))
+        if undo.prompt is not None:
+            await self._tell(undo.prompt)
         with contextlib.suppress(_Told):
-            await self._attempt(self.database.remove_turns(conversation, exchange))
+            await self._attempt(self.database.remove_turns(conversation, undo.added))
 
     def _messages(self, turns: Sequence[Turn]) -> tuple[Message, ...]:
         """The conversation for the engine: of replies the answers, and none of those that came to none.
@@ -632,7 +683,7 @@ class Controller:
     async def _save(self, conversation: Conversation, turns: Sequence[Turn]) -> None:
         """Save; a failure is told once, and what it left out is saved as soon as that works again."""
         try:
-            await self.database.save(conversation, conversation.turns if self._saving_failed else turns)
+            await self.database.save(conversation, conversation.all_turns if self._saving_failed else turns)
             self._saving_failed = False
         except UserError as error:
             if not self._saving_failed:
@@ -654,28 +705,17 @@ class Controller:
             log.exception("showing %s failed", type(event).__name__)
 
 
+@dataclass(frozen=True)
+class _Undo:
+    """What to go back to when the engine refuses a request."""
+
+    before: Turn | None = None
+    """A reply that goes on in its place, as it was."""
+    added: tuple[Turn, ...] = ()
+    leaf: Turn | None = None
+    """The end of the branch that was shown; None: there was nothing yet."""
+    prompt: PromptReturned | None = None
+
+
 class _Told(Exception):
     """The user knows already; there is nothing to go on with."""
-
-
-class _Refused(Exception):
-    """The request was not started; `why` is what to tell of it."""
-
-    def __init__(self, why: Told | CannotSee) -> None:
-        self.why = why
-
-
-def _take(reply: Turn, start: Turn, event: Finished | Failed) -> None:
-    """Set the reply to what it was at the start and what the engine has added."""
-    reply.text = start.text + event.text
-    reply.thinking = start.thinking + event.thinking
-
-
-def _finish(reply: Turn, start: Turn, event: Finished, limit: int) -> None:
-    _take(reply, start, event)
-    reply.status = _STATUS[event.reason]
-    reply.figures = usage = event.usage
-    if event.reason == "length" and usage.prompt_tokens + usage.completion_tokens >= limit:
-        reply.note = f"The context of {limit:,} tokens is full: start a new conversation to go on."
-    elif event.reason == "length":
-        reply.note = f"The reply reached its limit of {usage.completion_tokens:,} tokens."

@@ -18,13 +18,19 @@ import aiosqlite
 from ..engine.events import Thinking, Usage
 from ..engine.request import Role
 from ..models.errors import UserError
+from . import tree
 from .attachments import Attachment
 from .image_store import ImageStore
+from .instance import Instance
 
 Status = Literal["complete", "streaming", "stopped", "length", "error"]
 BUSY_TIMEOUT_S = 5.0
 IMAGES = "images"
 """The directory of the images, beside the database's file."""
+KEEP_DELETED_S = 24 * 3600.0
+"""How long a deleted conversation can still be brought back; the first start after that removes it."""
+HIT_START, HIT_END = "\x02", "\x03"
+"""Around what was found in a snippet; characters that no text on the screen has."""
 
 # One script per version of the schema; `PRAGMA user_version` counts those that a file has been through.
 MIGRATIONS = (
@@ -42,8 +48,8 @@ MIGRATIONS = (
     CREATE TABLE messages (
         id TEXT PRIMARY KEY,
         conversation_id TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
-        parent_id TEXT,                 -- the message before; several may share one when branches come
-        position INTEGER NOT NULL,
+        parent_id TEXT,                 -- the message before; several may share one: branches
+        position INTEGER NOT NULL,      -- in the order of writing, over all branches
         role TEXT NOT NULL,
         content TEXT NOT NULL,
         status TEXT NOT NULL,
@@ -56,7 +62,37 @@ MIGRATIONS = (
     "ALTER TABLE messages ADD COLUMN thinking TEXT",  # JSON of engine.events.Thinking; NULL: none
     # JSON list of images: name, sha256, width, height; NULL: none. Their content is in the image store.
     "ALTER TABLE messages ADD COLUMN images TEXT",
+    # The last message of the branch that is shown; NULL: of the one written last.
+    "ALTER TABLE conversations ADD COLUMN leaf_id TEXT",
+    # JSON: the messages that are still to be sent, in order.
+    "ALTER TABLE conversations ADD COLUMN queue TEXT NOT NULL DEFAULT '[]'",
+    """
+    ALTER TABLE conversations ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE conversations ADD COLUMN deleted REAL;  -- when; NULL: it is not
+    """,
+    # Which instance of the app writes the reply (see app/instance.py); only while its status is 'streaming'.
+    "ALTER TABLE messages ADD COLUMN owner TEXT",
+    # JSON: the settings that the conversation has for itself.
+    "ALTER TABLE conversations ADD COLUMN overrides TEXT NOT NULL DEFAULT '{}'",
+    # The index refers to messages by rowid, which VACUUM may change: run 'rebuild' after one.
+    """
+    CREATE VIRTUAL TABLE search USING fts5(
+        content, content = 'messages', tokenize = 'unicode61 remove_diacritics 2'
+    );
+    INSERT INTO search (search) VALUES ('rebuild');
+    CREATE TRIGGER message_added AFTER INSERT ON messages BEGIN
+        INSERT INTO search (rowid, content) VALUES (new.rowid, new.content);
+    END;
+    CREATE TRIGGER message_removed AFTER DELETE ON messages BEGIN
+        INSERT INTO search (search, rowid, content) VALUES ('delete', old.rowid, old.content);
+    END;
+    CREATE TRIGGER message_changed AFTER UPDATE OF content ON messages WHEN old.content <> new.content BEGIN
+        INSERT INTO search (search, rowid, content) VALUES ('delete', old.rowid, old.content);
+        INSERT INTO search (rowid, content) VALUES (new.rowid, new.content);
+    END;
+    """,
 )
+_SAVE_BRANCH = "UPDATE conversations SET leaf_id = ? WHERE id = ?"
 
 
 def _new_id() -> str:
@@ -79,6 +115,8 @@ class Turn:
     created: float = field(default_factory=time.time)
     thinking: Thinking = field(default_factory=Thinking)
     images: tuple[Attachment, ...] = ()
+    parent_id: str | None = None
+    """The turn before; Conversation.add sets it."""
 
     @property
     def has_begun(self) -> bool:
@@ -88,7 +126,11 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """A conversation with its turns, oldest first; `model` and `settings` are those last used."""
+    """A conversation; `model` and `settings` are those last used.
+
+    `turns` is the branch that is shown, oldest first, and `all_turns` are those of every branch in the order
+    in which they were written. Without `all_turns`, the turns given are the only branch.
+    """
 
     title: str = ""
     system_prompt: str = ""
@@ -97,6 +139,36 @@ class Conversation:
     turns: list[Turn] = field(default_factory=list)
     id: str = field(default_factory=_new_id)
     created: float = field(default_factory=time.time)
+    all_turns: list[Turn] = field(default_factory=list)
+    queue: list[str] = field(default_factory=list)
+    """Messages that are to be sent once the reply has ended."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Settings by name that count here instead of the user's general ones."""
+
+    def __post_init__(self) -> None:
+        if not self.all_turns:
+            turns, self.turns = self.turns, []
+            for turn in turns:
+                self.add(turn)
+
+    def add(self, turn: Turn) -> None:
+        """Add a turn after the last one that is shown."""
+        turn.parent_id = self.turns[-1].id if self.turns else None
+        self.turns.append(turn)
+        self.all_turns.append(turn)
+
+    def remove(self, turn: Turn) -> None:
+        """Take back a turn that was added, the last of its branch."""
+        self.turns.remove(turn)
+        self.all_turns.remove(turn)
+
+    def show(self, leaf: Turn) -> None:
+        """Make the branch that ends with `leaf` the one that is shown."""
+        self.turns = tree.path(self.all_turns, leaf)
+
+    def siblings(self, turn: Turn) -> list[Turn]:
+        """What stands in the place of `turn` in all branches, itself included, oldest first."""
+        return tree.siblings(self.all_turns, turn)
 
 
 @dataclass(frozen=True)
@@ -107,7 +179,19 @@ class Summary:
     title: str
     updated: float
     model: str
-    turns: int
+    questions: int
+    pinned: bool
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A turn that was found; HIT_START and HIT_END surround what was looked for in its `snippet`."""
+
+    conversation_id: str
+    turn_id: str
+    title: str
+    role: Role
+    snippet: str
 
 
 class Database:
@@ -117,9 +201,12 @@ class Database:
     another program for longer than BUSY_TIMEOUT_S.
     """
 
-    def __init__(self, connection: aiosqlite.Connection, images: ImageStore) -> None:
+    def __init__(
+        self, connection: aiosqlite.Connection, images: ImageStore, instance: Instance | None
+    ) -> None:
         self._connection = connection
         self._images = images
+        self._instance = instance
         self._writing = asyncio.Lock()  # one transaction at a time on the one connection
 
     @classmethod
@@ -138,17 +225,20 @@ class Database:
                 ) from None
         with _translated(path):
             connection = await aiosqlite.connect(path or ":memory:", timeout=busy_timeout_s)
-        database = cls(connection, ImageStore(path.with_name(IMAGES) if path else None))
+        images = ImageStore(path.with_name(IMAGES) if path else None)
+        database = cls(connection, images, Instance(path) if path else None)
         try:
             with _translated(path):
                 await database._prepare()
         except BaseException:
-            await connection.close()
+            await database.close()
             raise
         return database
 
     async def close(self) -> None:
         await self._connection.close()
+        if self._instance is not None:
+            self._instance.close()
 
     async def _prepare(self) -> None:
         run = self._connection.execute
@@ -162,10 +252,16 @@ class Database:
             raise UserError(
                 "The conversations were written by a newer version of lite-llama-tui: install that one."
             )
-        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-            await self._connection.executescript(
-                f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;"
-            )
+        while version < len(MIGRATIONS):
+            try:
+                await self._connection.executescript(
+                    f"BEGIN IMMEDIATE; {MIGRATIONS[version]}; PRAGMA user_version = {version + 1}; COMMIT;"
+                )
+            except sqlite3.OperationalError:
+                await self._connection.rollback()
+                if await self._value("PRAGMA user_version") <= version:
+                    raise  # else another instance that starts now has done it in the meantime
+            version = await self._value("PRAGMA user_version")
 
     async def _value(self, sql: str) -> Any:
         async with self._connection.execute(sql) as cursor:
@@ -179,26 +275,25 @@ class Database:
         Raises UserError, for an image after the text has been saved without it.
         """
         turns, problem = list(turns), None
-        position = {turn.id: number for number, turn in enumerate(conversation.turns)}
-        rows = []
-        for turn in turns:
-            number = position[turn.id]
-            rows.append(
-                {
-                    "id": turn.id,
-                    "conversation_id": conversation.id,
-                    "parent_id": conversation.turns[number - 1].id if number else None,
-                    "position": number,
-                    "role": turn.role,
-                    "content": turn.text,
-                    "status": turn.status,
-                    "note": turn.note,
-                    "figures": json.dumps(asdict(turn.figures)) if turn.figures else None,
-                    "created": turn.created,
-                    "thinking": json.dumps(asdict(turn.thinking)) if turn.thinking.text else None,
-                    "images": _stored_images(turn.images),
-                }
-            )
+        position = {turn.id: number for number, turn in enumerate(conversation.all_turns)}
+        rows = [
+            {
+                "id": turn.id,
+                "conversation_id": conversation.id,
+                "parent_id": turn.parent_id,
+                "position": position[turn.id],
+                "role": turn.role,
+                "content": turn.text,
+                "status": turn.status,
+                "note": turn.note,
+                "figures": json.dumps(asdict(turn.figures)) if turn.figures else None,
+                "created": turn.created,
+                "thinking": json.dumps(asdict(turn.thinking)) if turn.thinking.text else None,
+                "images": _stored_images(turn.images),
+                "owner": self._instance.id if self._instance and turn.status == "streaming" else None,
+            }
+            for turn in turns
+        ]
         async with self._transaction() as run:
             try:  # first: a message that is saved has its images, even after a kill -9
                 for image in (image for turn in turns for image in turn.images):
@@ -206,32 +301,50 @@ class Database:
             except UserError as error:
                 problem = error
             await run.execute(
-                "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+                "INSERT INTO conversations "
+                "(id, title, created, updated, model, settings, system_prompt, leaf_id, queue, overrides) "
+                "VALUES (:id, :title, :created, :updated, :model, :settings, :system_prompt, :leaf_id, "
+                ":queue, :overrides) "
+                "ON CONFLICT (id) DO UPDATE SET "
                 "title = excluded.title, updated = excluded.updated, model = excluded.model, "
-                "settings = excluded.settings, system_prompt = excluded.system_prompt",
-                (
-                    conversation.id,
-                    conversation.title,
-                    conversation.created,
-                    time.time(),
-                    conversation.model,
-                    json.dumps(conversation.settings),
-                    conversation.system_prompt,
-                ),
+                "settings = excluded.settings, system_prompt = excluded.system_prompt, "
+                "leaf_id = excluded.leaf_id, queue = excluded.queue, overrides = excluded.overrides, "
+                "deleted = NULL",  # what is still written to is wanted, in this window or in another
+                {
+                    "id": conversation.id,
+                    "title": conversation.title,
+                    "created": conversation.created,
+                    "updated": time.time(),
+                    "model": conversation.model,
+                    "settings": json.dumps(conversation.settings),
+                    "system_prompt": conversation.system_prompt,
+                    "leaf_id": _leaf_id(conversation),
+                    "queue": json.dumps(conversation.queue),
+                    "overrides": json.dumps(conversation.overrides),
+                },
             )
             await run.executemany(
-                "INSERT INTO messages VALUES (:id, :conversation_id, :parent_id, :position, :role, :content, "
-                ":status, :note, :figures, :created, :thinking, :images) ON CONFLICT (id) DO UPDATE SET "
+                "INSERT INTO messages (id, conversation_id, parent_id, position, role, content, status, "
+                "note, figures, created, thinking, images, owner) VALUES "
+                "(:id, :conversation_id, :parent_id, :position, :role, :content, :status, "
+                ":note, :figures, :created, :thinking, :images, :owner) "
+                "ON CONFLICT (id) DO UPDATE SET "
                 "content = excluded.content, status = excluded.status, note = excluded.note, "
-                "figures = excluded.figures, thinking = excluded.thinking",
+                "figures = excluded.figures, thinking = excluded.thinking, owner = excluded.owner",
                 rows,
             )
         if problem:
             raise problem
 
+    async def save_branch(self, conversation: Conversation) -> None:
+        """Remember which branch is shown; the conversation is none the newer for it."""
+        async with self._transaction() as run:
+            await run.execute(_SAVE_BRANCH, (_leaf_id(conversation), conversation.id))
+
     async def remove_turns(self, conversation: Conversation, turns: Iterable[Turn]) -> None:
         """Delete turns, and the conversation with its last one."""
         async with self._transaction() as run:
+            await run.execute(_SAVE_BRANCH, (_leaf_id(conversation), conversation.id))
             await run.executemany("DELETE FROM messages WHERE id = ?", [(turn.id,) for turn in turns])
             await run.execute(
                 "DELETE FROM conversations WHERE id = ?1 AND NOT EXISTS "
@@ -247,59 +360,121 @@ class Database:
         """
         with _translated():
             cursor = await self._connection.execute(
-                "SELECT title, created, model, settings, system_prompt FROM conversations WHERE id = ?",
+                "SELECT title, created, model, settings, system_prompt, leaf_id, queue, overrides "
+                "FROM conversations WHERE id = ?",
                 (conversation_id,),
             )
             found = await cursor.fetchone()
             rows = await self._connection.execute_fetchall(
-                "SELECT role, content, status, note, figures, id, created, thinking, images FROM messages "
-                "WHERE conversation_id = ? ORDER BY position",
+                "SELECT role, content, status, note, figures, id, created, thinking, images, parent_id "
+                "FROM messages WHERE conversation_id = ? ORDER BY position, rowid",
                 (conversation_id,),
             )
         if found is None:
             raise UserError("That conversation is no longer there: choose another.")
-        title, created, model, settings, system_prompt = found
+        title, created, model, settings, system_prompt, leaf_id, queue, overrides = found
         turns = []
-        for role, content, status, note, figures, turn_id, when, thinking, stored in rows:
+        for role, content, status, note, figures, turn_id, when, thinking, stored, parent in rows:
             images = [await asyncio.to_thread(self._images.get, image) for image in _images(stored)]
             turn = Turn(role, content, status, note, _figures(figures), turn_id, when, _thinking(thinking))
-            turns.append(replace(turn, images=tuple(images)))
-        return Conversation(
-            title, system_prompt, model, json.loads(settings), turns, conversation_id, created
+            turns.append(replace(turn, images=tuple(images), parent_id=parent))
+        conversation = Conversation(
+            title,
+            system_prompt,
+            model,
+            json.loads(settings),
+            id=conversation_id,
+            created=created,
+            all_turns=turns,
+            queue=json.loads(queue),
+            overrides=json.loads(overrides),
         )
+        if turns:
+            conversation.show(next((turn for turn in turns if turn.id == leaf_id), turns[-1]))
+        return conversation
+
+    async def prompts(self, limit: int) -> list[str]:
+        """What the user has sent last in all conversations, each text once, the newest at the end."""
+        with _translated():
+            rows = await self._connection.execute_fetchall(
+                "SELECT content FROM messages JOIN conversations ON conversations.id = conversation_id "
+                "WHERE role = 'user' AND deleted IS NULL "
+                "GROUP BY content ORDER BY max(messages.created) DESC LIMIT ?",
+                (limit,),
+            )
+        return [row[0] for row in rows][::-1]
 
     async def summaries(self) -> list[Summary]:
-        """All conversations, the one used last first."""
+        """All conversations, pinned ones first, then the one used last."""
         with _translated():
             rows = await self._connection.execute_fetchall(
                 "SELECT id, title, updated, model, "
-                "(SELECT count(*) FROM messages WHERE conversation_id = conversations.id) "
-                "FROM conversations ORDER BY updated DESC, rowid DESC"
+                "(SELECT count(*) FROM messages WHERE conversation_id = conversations.id AND role = 'user'), "
+                "pinned = 1 FROM conversations WHERE deleted IS NULL "
+                "ORDER BY pinned DESC, updated DESC, rowid DESC"
             )
         return [Summary(*row) for row in rows]
+
+    async def search(self, text: str, limit: int) -> list[Hit]:
+        """The turns with words that begin as those of `text` do, all of them; the best first."""
+        words = [word.replace('"', '""') for word in text.split() if any(map(str.isalnum, word))]
+        if not words:
+            return []
+        with _translated():
+            rows = await self._connection.execute_fetchall(
+                "SELECT conversation_id, messages.id, title, role, "
+                "snippet(search, 0, ?, ?, '…', 12) FROM search "
+                "JOIN messages ON messages.rowid = search.rowid "
+                "JOIN conversations ON conversations.id = conversation_id "
+                "WHERE search MATCH ? AND deleted IS NULL ORDER BY rank, messages.created DESC LIMIT ?",
+                (HIT_START, HIT_END, " ".join(f'"{word}"*' for word in words), limit),
+            )
+        return [Hit(*row) for row in rows]
+
+    async def pin(self, conversation_id: str, pinned: bool) -> None:
+        """Keep a conversation at the top of the list, or no longer."""
+        async with self._transaction() as run:
+            await run.execute("UPDATE conversations SET pinned = ? WHERE id = ?", (pinned, conversation_id))
 
     async def rename(self, conversation_id: str, title: str) -> None:
         async with self._transaction() as run:
             await run.execute("UPDATE conversations SET title = ? WHERE id = ?", (title, conversation_id))
 
     async def delete(self, conversation_id: str) -> None:
+        """Take a conversation out of the list; `restore` undoes it until `purge` removes it."""
         async with self._transaction() as run:
-            await run.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
+            await run.execute(
+                "UPDATE conversations SET deleted = ? WHERE id = ?", (time.time(), conversation_id)
+            )
+
+    async def restore(self, conversation_id: str) -> None:
+        async with self._transaction() as run:
+            await run.execute("UPDATE conversations SET deleted = NULL WHERE id = ?", (conversation_id,))
+
+    async def purge(self) -> None:
+        """Remove for good what was deleted more than KEEP_DELETED_S ago, and images without a message."""
+        async with self._transaction() as run:
+            await run.execute("DELETE FROM conversations WHERE deleted < ?", (time.time() - KEEP_DELETED_S,))
         await self._sweep()
 
     async def recover(self) -> str | None:
         """Mark replies that a crash cut off as stopped; returns the newest such conversation's id.
 
-        Images that a crash left without a message are removed.
+        Replies that another running instance writes are left alone. Call it before any reply is started.
         """
         with _translated():
             rows = await self._connection.execute_fetchall(
-                "SELECT conversation_id FROM messages WHERE status = 'streaming' ORDER BY created DESC"
+                "SELECT id, conversation_id, owner FROM messages WHERE status = 'streaming' "
+                "ORDER BY created DESC"
             )
+        alive = self._instance.others() if self._instance else set()
+        cut_off = [(turn_id, conversation) for turn_id, conversation, owner in rows if owner not in alive]
         async with self._transaction() as run:
-            await run.execute("UPDATE messages SET status = 'stopped' WHERE status = 'streaming'")
-        await self._sweep()
-        return next((row[0] for row in rows), None)
+            await run.executemany(
+                "UPDATE messages SET status = 'stopped', owner = NULL WHERE id = ? AND status = 'streaming'",
+                [(turn_id,) for turn_id, _ in cut_off],
+            )
+        return next((conversation for _, conversation in cut_off), None)
 
     async def _sweep(self) -> None:
         """Remove the images that no message has any more."""
@@ -377,6 +552,10 @@ def _translated(path: Path | None = None) -> Iterator[None]:
         raise DamagedError(
             f"The conversations file is damaged ({error}): restart to begin a new one."
         ) from None
+
+
+def _leaf_id(conversation: Conversation) -> str | None:
+    return conversation.turns[-1].id if conversation.turns else None
 
 
 def _figures(stored: str | None) -> Usage | None:

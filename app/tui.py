@@ -18,17 +18,11 @@ from textual.keys import Keys
 from textual.screen import Screen
 
 from ..models.errors import UserError
+from . import clipboard
 from .actions import ACTIONS
-from .controller import (
-    INTERNAL_ERROR,
-    CannotSee,
-    Controller,
-    ControllerEvent,
-    ModelFailed,
-    ModelReady,
-    Told,
-)
+from .controller import INTERNAL_ERROR, Controller
 from .database import open_or_replace
+from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told
 from .library import scan
 from .paths import Paths
 from .screens.chat import ChatScreen
@@ -152,6 +146,10 @@ class LiteLlamaApp(App[None]):
     async def on_unmount(self) -> None:
         await self.controller.close()  # whatever ended the app: the database's thread has to end too
 
+    def copy_to_clipboard(self, text: str) -> None:
+        super().copy_to_clipboard(text)
+        self.run_worker(partial(clipboard.copy, text), thread=True)
+
     # What the controller tells
 
     async def _told(self, event: ControllerEvent) -> None:
@@ -218,9 +216,16 @@ class LiteLlamaApp(App[None]):
 
     @work(group="dialog", exclusive=True)
     async def action_conversations(self) -> None:
-        chosen = await self.push_screen_wait(ConversationsScreen(self.controller))
+        await self._choose_conversation(search=False)
+
+    @work(group="dialog", exclusive=True)
+    async def action_search(self) -> None:
+        await self._choose_conversation(search=True)
+
+    async def _choose_conversation(self, *, search: bool) -> None:
+        chosen = await self.push_screen_wait(ConversationsScreen(self.controller, search=search))
         if chosen is not None:
-            await self.controller.open_conversation(chosen)
+            await self._chat.open_conversation(chosen.conversation_id, chosen.turn_id)
 
     @work(group="dialog", exclusive=True)
     async def action_settings(self) -> None:

@@ -6,39 +6,51 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from textual import on, work
-from textual.app import ComposeResult
+from textual import events, on, work
+from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
+from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, TextArea
+from textual.widgets import Footer, Static, TextArea
 
+from ...engine.request import Role
 from ...models.errors import UserError
+from .. import editor
 from ..actions import ACTIONS, slash_command
 from ..attachments import Attachments
-from ..controller import (
+from ..controller import STILL_WRITING, Controller
+from ..database import Turn
+from ..events import (
+    BranchShown,
     ContextUsed,
-    Controller,
     ControllerEvent,
     ConversationShown,
     ModelFailed,
     ModelGone,
     ModelLoading,
+    ModelOffered,
     ModelReady,
     PromptRead,
     PromptReturned,
+    PromptsKnown,
+    QueueChanged,
     TextAdded,
     ThinkingAdded,
+    TitleChanged,
     TurnAdded,
     TurnChanged,
-    TurnRemoved,
 )
 from ..incoming import command_paths, image_paths
-from ..text import one_line
+from ..text import inert, one_line
 from ..widgets.attachments import AttachedChip, AttachmentBar
+from ..widgets.chat_list import ChatList
+from ..widgets.markdown import code_blocks
 from ..widgets.prompt import PromptInput
+from ..widgets.queue import QueuedMessages
 from ..widgets.status import ContextLabel, ContextMeter, Header, Telemetry
 from ..widgets.transcript import Transcript
+from .code_blocks import CodeBlocksScreen
 
 
 class ChatScreen(Screen[None]):
@@ -57,8 +69,16 @@ class ChatScreen(Screen[None]):
         self.controller = controller
         self.attachments = Attachments(lambda: self.call_later(self._show_attachments))
         self._without_model = False  # told so; at the start it is only not known yet
+        self._edited: Turn | None = None
+        """The turn whose new version is in the prompt."""
+        self._draft = ""
+        """What was in the prompt before."""
+        self._sidebar = ChatList(self.controller)
         self._header = Header()
         self._transcript = Transcript(id="transcript")
+        self._offer = Static(id="offer", markup=False)
+        self._offer.display = False
+        self._queue = QueuedMessages()
         self._attachment_bar = AttachmentBar()
         self._prompt = PromptInput()
         self._telemetry = Telemetry()
@@ -66,9 +86,12 @@ class ChatScreen(Screen[None]):
         self._meter = ContextMeter()
 
     def compose(self) -> ComposeResult:
+        yield self._sidebar
         yield self._header
         yield self._transcript
         with Vertical(id="composer"):
+            yield self._offer
+            yield self._queue
             yield self._attachment_bar
             yield self._prompt
             with Horizontal(id="status"):
@@ -86,8 +109,18 @@ class ChatScreen(Screen[None]):
         match event:
             case ConversationShown(conversation):
                 self._header.show_title(conversation.title)
-                await self._transcript.show(conversation.turns)
+                self._end_edit()
+                await self._transcript.show(conversation)
+                await self._refresh_sidebar()
                 self._show_idle()
+            case BranchShown(conversation):
+                await self._transcript.show_branch(conversation)
+                self._show_idle()
+                if self.controller.last_reply and self.controller.last_reply.status == "streaming":
+                    self._telemetry.show("Waiting for the engine")
+            case TitleChanged(title):
+                self._header.show_title(title)
+                await self._refresh_sidebar()
             case TurnAdded(turn):
                 self._header.show_title(self.controller.conversation.title)
                 await self._transcript.add(turn)
@@ -106,17 +139,25 @@ class ChatScreen(Screen[None]):
                 if reply := self._transcript.reply(turn):
                     await reply.refresh_turn()
                 if turn.status != "streaming":
+                    await self._refresh_sidebar()
                     self._show_idle()
-            case TurnRemoved(turn):
-                await self._transcript.remove_turn(turn)
-                if not self.controller.conversation.turns:
-                    await self._transcript.show([])
-                self._show_idle()
             case PromptRead(done, total):
                 self._telemetry.show_prefill(done, total)
-            case PromptReturned(text, images):
+            case PromptReturned(text, None, images):
                 self._prompt.give_back(text)
                 self.attachments.put(*images, *self.attachments.items)
+            case PromptReturned(text, Turn() as edited):
+                self._begin_edit(edited, text)
+            case PromptsKnown(texts):
+                self._prompt.remember(texts)
+            case QueueChanged(messages, paused):
+                self._prompt.queued = bool(messages)
+                self._queue.show(messages, paused)
+            case ModelOffered(name):
+                offer = "[@click=screen.use_own_model]use it again[/] Ctrl+L"
+                text = Content(f"This chat was with {one_line(name or '')}   ") + Content.from_markup(offer)
+                self._offer.update(text)
+                self._offer.display = name is not None
             case ContextUsed(used, limit):
                 self._meter_label.show(used, limit)
                 self._meter.show(used, limit)
@@ -165,14 +206,16 @@ class ChatScreen(Screen[None]):
             event.prompt.text = ""
             self._attach_written(paths, event.text)
         elif not event.text and not images:
-            return
+            await self.controller.resume_queue()
         elif action := slash_command(event.text):
             event.prompt.text = ""
-            await self.run_action(action.name)
-        elif self.controller.replying:
-            self.notify(
-                "The last reply is still being written: wait, or stop it with Esc.", severity="warning"
-            )
+            await self.run_action(action)
+        elif self._edited is not None and self.controller.replying:
+            self.notify(STILL_WRITING, severity="warning")
+        elif edited := self._edited:
+            event.prompt.sent(event.text)
+            self._end_edit()
+            await self.controller.edit(edited, event.text)
         elif self.attachments.reading:
             self.notify("An image is still being read: send the message in a moment.", severity="warning")
         else:
@@ -237,7 +280,10 @@ class ChatScreen(Screen[None]):
     # Keys and commands
 
     async def action_cancel(self) -> None:
-        await self.controller.cancel()
+        if self._edited is not None:
+            self._end_edit()
+        else:
+            await self.controller.cancel()
 
     async def action_continue_reply(self) -> None:
         if self.controller.can_continue:
@@ -245,8 +291,160 @@ class ChatScreen(Screen[None]):
         else:
             self.notify("There is no reply that was cut off.")
 
+    @work  # as a worker: the link that was clicked may be removed meanwhile, and must not wait for that
     async def action_regenerate(self) -> None:
-        await self.controller.regenerate()
+        selected = self._transcript.selected
+        self._prompt.focus()
+        await self.controller.regenerate(selected)
+
+    # The prompt
+
+    @on(PromptInput.QueueWanted)
+    async def _take_last(self) -> None:
+        await self.action_edit_queued(-1)
+
+    async def action_edit_queued(self, number: int) -> None:
+        if text := await self.controller.unqueue(number):
+            self._prompt.give_back(text)
+            self._prompt.focus()
+
+    async def action_drop_queued(self, number: int) -> None:
+        await self.controller.unqueue(number)
+
+    async def action_resume_queue(self) -> None:
+        await self.controller.resume_queue()
+
+    def action_editor(self) -> None:
+        try:
+            with self.app.suspend():
+                self._prompt.show(editor.edit(self._prompt.text))
+        except SuspendNotSupported:
+            self.notify("This terminal cannot be lent to an editor.", severity="warning")
+        except UserError as error:
+            self.notify(str(error), severity="error", markup=False)
+
+    # Turns
+
+    @on(events.DescendantFocus, "#prompt")
+    def action_leave_turns(self) -> None:
+        """Back to the prompt: no turn is selected any more."""
+        if self._transcript.selected is not None:
+            self._transcript.deselect()
+            self._prompt.focus()
+
+    async def action_select_turn(self, step: int) -> None:
+        if not await self._transcript.select_step(step):
+            self.action_leave_turns()
+
+    @work  # see action_regenerate
+    async def action_switch_branch(self, turn_id: str, step: int) -> None:
+        """Also clicked, at a turn that need not be selected; the other one then is as this one was."""
+        if turn := next((turn for turn in self.controller.conversation.turns if turn.id == turn_id), None):
+            selected = self._transcript.selected
+            other = await self.controller.switch_branch(turn, step)
+            if selected is not None:
+                await self._transcript.select(other)
+
+    def action_other_branch(self, step: int) -> None:
+        turns, selected = self.controller.conversation.turns, self._transcript.selected
+        forks = (turn for turn in reversed(turns) if len(self.controller.conversation.siblings(turn)) > 1)
+        if turn := selected or next(forks, None):
+            self.action_switch_branch(turn.id, step)
+        else:
+            self.notify("There is only one branch: edit a turn, or try again, to begin another.")
+
+    def action_edit_turn(self) -> None:
+        if turn := self._transcript.selected or self._last("user"):
+            self._begin_edit(turn, turn.text)
+
+    def _begin_edit(self, turn: Turn, text: str) -> None:
+        if self._edited is None:
+            self._draft = self._prompt.text
+        self._edited = turn
+        self._prompt.begin_edit(text, "message" if turn.role == "user" else "reply")
+        self._prompt.focus()
+
+    def _end_edit(self) -> None:
+        if self._edited is not None:
+            self._edited = None
+            self._prompt.end_edit(self._draft)
+
+    def action_copy_turn(self) -> None:
+        if turn := self._transcript.selected or self._last("assistant"):
+            self._copy(turn.text, "The message" if turn.role == "user" else "The reply")
+
+    @work(group="dialog", exclusive=True)
+    async def action_copy_code(self) -> None:
+        turn = self._transcript.selected or self._last("assistant")
+        blocks = code_blocks(turn.text) if turn else []
+        if not blocks:
+            self.notify("There is no code block in it.")
+            return
+        code = blocks[0] if len(blocks) == 1 else await self.app.push_screen_wait(CodeBlocksScreen(blocks))
+        if code is not None:
+            self._copy(code, "The code")
+
+    def _copy(self, text: str, what: str) -> None:
+        self.app.copy_to_clipboard(inert(text))
+        self.notify(f"{what} is copied: {len(text):,} characters.")
+
+    def _last(self, role: Role) -> Turn | None:
+        turns = reversed(self.controller.conversation.turns)
+        return next((turn for turn in turns if turn.role == role), None)
+
+    async def action_sidebar(self) -> None:
+        """Show the list of chats beside this one, or hide it; where there is no room it is a dialog."""
+        if not self.has_class("-wide"):
+            await self.app.run_action("conversations")
+        elif self.toggle_class("-sidebar").has_class("-sidebar"):
+            await self._sidebar.enter()
+        else:
+            self._prompt.focus()
+
+    @on(ChatList.Left)
+    def _sidebar_left(self) -> None:
+        self._prompt.focus()
+
+    @on(ChatList.Chosen)
+    async def _sidebar_chose(self, event: ChatList.Chosen) -> None:
+        await self.open_conversation(event.conversation_id, event.turn_id)
+        if event.turn_id is None:
+            self._prompt.focus()
+
+    async def _refresh_sidebar(self) -> None:
+        if self._sidebar.display:
+            await self._sidebar.fill()
+
+    async def open_conversation(self, conversation_id: str, turn_id: str | None) -> None:
+        """Show a conversation, with that turn selected."""
+        turn = await self.controller.open_conversation(conversation_id, turn_id)
+        if turn is not None:
+            await self._transcript.select(turn)
+
+    async def action_override(self, text: str = "") -> None:
+        await self.controller.override(text)
+
+    async def action_system_prompt(self, text: str = "") -> None:
+        if text:
+            await self.controller.set_system_prompt(text)
+        else:
+            self._prompt.show(f"/system {self.controller.conversation.system_prompt}")
+
+    async def action_use_own_model(self) -> None:
+        await self.controller.use_own_model()
+
+    async def action_export(self, path: str = "") -> None:
+        await self.controller.export_conversation(Path(path) if path else None)
+
+    async def action_import(self, path: str = "") -> None:
+        if path:
+            await self.controller.import_conversations(Path(path))
+        else:
+            self._prompt.show("/import ")
+
+    @work
+    async def action_retitle(self) -> None:
+        await self.controller.retitle()
 
     async def action_new_conversation(self) -> None:
         await self.controller.new_conversation()

@@ -28,6 +28,10 @@ class HelpScreen(ModalScreen[None]):
             yield Static("\nCommands", classes="heading")
             for action in ACTIONS:
                 yield _line(action.key or "Ctrl+P", f"{action.title}: {action.help}", action.command)
+            yield Static("\nWith a turn selected", classes="heading")
+            for action in ACTIONS:
+                if action.turn_keys:
+                    yield _line(action.turn_key, f"{action.title}: {action.help}")
             yield Static(
                 "\nCtrl+C copies text that is selected with the mouse; with Shift held, most terminals make "
                 "a selection of their own.",

@@ -25,6 +25,11 @@ def make_parser() -> MarkdownIt:
     return parser
 
 
+def code_blocks(text: str) -> list[str]:
+    """The contents of the code blocks in Markdown, wherever they stand."""
+    return [token.content for token in make_parser().parse(text) if token.type in ("fence", "code_block")]
+
+
 def _keep_newlines(state: StateCore) -> None:
     for block in state.tokens:
         for token in block.children or ():

@@ -7,9 +7,10 @@ from textual.containers import ItemGrid, Vertical
 from textual.content import Content
 from textual.widgets import Static
 
-from ..database import Turn
+from ..database import Conversation, Turn
 from ..text import inert
 from .attachments import Chip
+from .branch import BranchLabel
 from .markdown import ReplyMarkdown
 from .thinking import ThinkingBlock
 
@@ -17,31 +18,35 @@ from .thinking import ThinkingBlock
 class UserMessage(Vertical):
     """What the user wrote, exactly as written, below the images that came with it."""
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, conversation: Conversation, turn: Turn) -> None:
         super().__init__()
         self.turn = turn
+        self._conversation = conversation
 
     def compose(self) -> ComposeResult:
         if self.turn.images:
             yield ItemGrid(*(Chip(image) for image in self.turn.images), min_column_width=34)
         if self.turn.text:
             yield Static(Content(inert(self.turn.text)), classes="text", markup=False)
+        yield BranchLabel(self._conversation, self.turn)
 
 
 class ReplyMessage(Vertical):
     """A reply: thinking and Markdown while and after they come, how it ended, and what can be done then."""
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, conversation: Conversation, turn: Turn) -> None:
         super().__init__()
         self.turn = turn
         self._thinking = ThinkingBlock()
         self._body = ReplyMarkdown(inert(turn.text))
         self._outcome = Static(classes="outcome", markup=False)
+        self._branch = BranchLabel(conversation, turn)
 
     def compose(self) -> ComposeResult:
         yield self._thinking
         yield self._body
         yield self._outcome
+        yield self._branch
 
     def on_mount(self) -> None:
         self._show_thinking()
@@ -63,6 +68,7 @@ class ReplyMessage(Vertical):
         self._show_thinking()
         await self._body.show(inert(self.turn.text))
         self._show_outcome()
+        self._branch.refresh_turn()
 
     def _show_thinking(self) -> None:
         turn = self.turn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,16 @@ class PromptInput(TextArea):
             return self.prompt
 
     @dataclass
+    class QueueWanted(Message):
+        """Up was pressed in an empty prompt while messages wait."""
+
+        prompt: PromptInput
+
+        @property
+        def control(self) -> PromptInput:
+            return self.prompt
+
+    @dataclass
     class ImagesDropped(Message):
         """Paths of images were pasted, as terminals do with files dropped on them; they are not text."""
 
@@ -67,11 +78,17 @@ class PromptInput(TextArea):
             highlight_cursor_line=False,
             placeholder="Message",
         )
+        self.queued = False
+        """Whether messages wait to be sent: then Up means the last of them."""
         self._sent: list[str] = []
         self._recalled: int | None = None
 
     def _submit(self) -> None:
         self.post_message(self.Submitted(self, inert(self.text).rstrip()))
+
+    def remember(self, texts: Iterable[str]) -> None:
+        """Earlier messages for the up key, the newest at the end."""
+        self._sent[:0] = texts
 
     def sent(self, text: str) -> None:
         """`text` was accepted: keep it for the up key, and in the input only what was typed since."""
@@ -79,11 +96,22 @@ class PromptInput(TextArea):
             self._sent.append(text)
         self._recalled = None
         rest = self.text.removeprefix(text) if self.text.startswith(text) else ""
-        self._show(rest if rest.strip() else "")
+        self.show(rest if rest.strip() else "")
 
     def give_back(self, text: str) -> None:
         """Put text back that could not be sent, before what has been typed since."""
-        self._show("\n".join(part for part in (text, self.text) if part))
+        self.show("\n".join(part for part in (text, self.text) if part))
+
+    def begin_edit(self, text: str, what: str) -> None:
+        """Take in a turn's text for another version; until `end_edit` the frame says so."""
+        self.border_title = f"Edit the {what}"
+        self.border_subtitle = "Enter keeps both   Esc gives up"
+        self.show(text)
+
+    def end_edit(self, text: str) -> None:
+        """Go on with `text`, which was there before."""
+        self.border_title = self.border_subtitle = None
+        self.show(text)
 
     def action_paste(self) -> None:
         self.post_message(self.PasteAsked(self))
@@ -93,6 +121,9 @@ class PromptInput(TextArea):
         super().action_paste()
 
     def action_cursor_up(self, select: bool = False) -> None:
+        if self.queued and not self.text:
+            self.post_message(self.QueueWanted(self))
+            return
         at = len(self._sent) if self._recalled is None else self._recalled
         if self.cursor_at_first_line and at > 0 and (self._recalled is not None or not self.text):
             self._recall(at - 1)
@@ -108,9 +139,10 @@ class PromptInput(TextArea):
     def _recall(self, number: int) -> None:
         recalled = number < len(self._sent)
         self._recalled = number if recalled else None
-        self._show(self._sent[number] if recalled else "")
+        self.show(self._sent[number] if recalled else "")
 
-    def _show(self, text: str) -> None:
+    def show(self, text: str) -> None:
+        """Put `text` in place of what there is."""
         self.text = text
         self.move_cursor(self.document.end)
 

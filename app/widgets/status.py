@@ -88,6 +88,8 @@ class Telemetry(Static):
         if usage.decode_tokens_per_s:
             parts.append(f"{usage.decode_tokens_per_s:.1f} tok/s")
         parts.append(f"first token {usage.ttft_s:.2f} s")
+        if usage.cached_prompt_tokens:
+            parts.append(f"{usage.cached_prompt_tokens:,} reused")
         self.show(" · ".join(parts))
 
 

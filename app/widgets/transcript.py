@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import ClassVar
 
+from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from ..database import Turn
+from ..actions import ACTIONS
+from ..database import Conversation, Turn
 from .message import ReplyMessage, UserMessage
 
 SHOWN_TURNS = 20
@@ -27,29 +29,60 @@ HINT = Content.assemble(
 )
 
 
+Shown = UserMessage | ReplyMessage
+
+
 class Transcript(VerticalScroll, can_focus=False):
-    """Shows turns. A turn's widget is found by the turn's id."""
+    """Shows turns. A turn's widget is found by the turn's id.
+
+    One turn can be selected: then the transcript has the focus, and keys act on that turn.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *(
+            Binding(each.turn_keys, f'turn("{each.name}")', each.title, show="(" not in each.name)
+            for each in ACTIONS
+            if each.turn_keys
+        ),
+        Binding("escape", 'turn("leave_turns")', "Back"),
+    ]
 
     def on_mount(self) -> None:
+        self._conversation = Conversation()
         self._earlier: list[Turn] = []
         self.anchor()
 
-    async def show(self, turns: Sequence[Turn]) -> None:
+    async def show(self, conversation: Conversation) -> None:
         """Replace what is shown by the end of another conversation."""
+        self._conversation, turns = conversation, conversation.turns
         self._earlier = list(turns[:-SHOWN_TURNS])
-        widgets = [_widget(turn) for turn in turns[-SHOWN_TURNS:]]
+        widgets = [self._widget(turn) for turn in turns[-SHOWN_TURNS:]]
         with self.app.batch_update():
             await self.remove_children()
             await self.mount_all(widgets or [Static(HINT, id="hint")])
             await self._offer_earlier()
         self.anchor()
 
+    async def show_branch(self, conversation: Conversation) -> None:
+        """Replace the turns from the first one that is another than before."""
+        shown, turns = self._shown, conversation.turns[len(self._earlier) :]
+        same = 0
+        while same < min(len(shown), len(turns)) and shown[same].turn.id == turns[same].id:
+            same += 1
+        if not same:
+            await self.show(conversation)
+            return
+        with self.app.batch_update():
+            await self.remove_children(shown[same:])
+            await self.mount_all([self._widget(turn) for turn in turns[same:]])
+        self.anchor()
+
     async def show_earlier(self) -> None:
         """Show turns before those that are shown; what is in view stays there."""
         turns, self._earlier = self._earlier[-SHOWN_TURNS:], self._earlier[:-SHOWN_TURNS]
-        first = next(child for child in self.children if isinstance(child, UserMessage | ReplyMessage))
+        first = self._shown[0]
         with self.app.batch_update():
-            await self.mount_all([_widget(turn) for turn in turns], before=first)
+            await self.mount_all([self._widget(turn) for turn in turns], before=first)
             await self._offer_earlier()
         self.call_after_refresh(self.scroll_to_widget, first, top=True, animate=False)
 
@@ -62,19 +95,61 @@ class Transcript(VerticalScroll, can_focus=False):
     async def add(self, turn: Turn) -> None:
         """A turn was added at the end: show it, wherever the user had scrolled to."""
         await self.query("#hint").remove()
-        await self.mount(_widget(turn))
+        await self.mount(self._widget(turn))
         self.anchor()
-
-    async def remove_turn(self, turn: Turn) -> None:
-        for widget in self.children:
-            if isinstance(widget, UserMessage | ReplyMessage) and widget.turn.id == turn.id:
-                await widget.remove()
 
     def reply(self, turn: Turn) -> ReplyMessage | None:
         """The widget of a reply, None when it is not shown."""
         replies = (widget for widget in reversed(self.children) if isinstance(widget, ReplyMessage))
         return next((reply for reply in replies if reply.turn.id == turn.id), None)
 
+    # The selection
 
-def _widget(turn: Turn) -> UserMessage | ReplyMessage:
-    return UserMessage(turn) if turn.role == "user" else ReplyMessage(turn)
+    @property
+    def selected(self) -> Turn | None:
+        return next((widget.turn for widget in self._shown if widget.has_class("-selected")), None)
+
+    async def select(self, turn: Turn) -> None:
+        """Select a turn of the branch that is shown, and bring it into view."""
+        while all(widget.turn.id != turn.id for widget in self._shown) and self._earlier:
+            await self.show_earlier()
+        self.release_anchor()
+        for widget in self._shown:
+            widget.set_class(chosen := widget.turn.id == turn.id, "-selected")
+            if chosen:
+                self.call_after_refresh(self.scroll_to_widget, widget, animate=False)
+        self.can_focus = True
+        self.focus(scroll_visible=False)
+
+    async def select_step(self, step: int) -> bool:
+        """Select the turn `step` before or after; the last one if none was. False: past the end."""
+        turns, selected = self._conversation.turns, self.selected
+        place = next((i for i, turn in enumerate(turns) if selected and turn.id == selected.id), len(turns))
+        if not 0 <= (place := place + step) < len(turns):
+            return place < 0  # at the first one it stays
+        await self.select(turns[place])
+        return True
+
+    async def action_turn(self, name: str) -> None:
+        """Let the screen do something about the selected turn."""
+        await self.screen.run_action(name)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The keys for the selected turn count nowhere else, such as in a line of thinking."""
+        return self.has_focus if action == "turn" else super().check_action(action, parameters)
+
+    def deselect(self) -> None:
+        """No turn is selected any more; the focus is no longer ours."""
+        self.can_focus = False
+        for widget in self._shown:
+            widget.remove_class("-selected")
+
+    # Widgets
+
+    @property
+    def _shown(self) -> list[Shown]:
+        return [child for child in self.children if isinstance(child, Shown)]
+
+    def _widget(self, turn: Turn) -> Shown:
+        kind = UserMessage if turn.role == "user" else ReplyMessage
+        return kind(self._conversation, turn)

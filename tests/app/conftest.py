@@ -18,11 +18,15 @@ from textual.app import App
 from textual.events import DescendantFocus
 from textual.pilot import Pilot
 from textual.screen import Screen
-from textual.widgets import Input, TextArea
+from textual.widgets import Input, Static, TextArea
 
 from lite_llama.app.paths import Paths
 from lite_llama.app.theme import THEMES
 from lite_llama.app.tui import LiteLlamaApp
+from lite_llama.app.widgets.markdown import ReplyMarkdown
+from lite_llama.app.widgets.message import ReplyMessage, UserMessage
+from lite_llama.app.widgets.prompt import PromptInput
+from lite_llama.app.widgets.transcript import Transcript
 from lite_llama.engine.events import (
     Failed,
     Finished,
@@ -370,3 +374,70 @@ async def _until(pilot: Pilot[Any], condition: Callable[[], object], seconds: fl
 def until() -> Callable[..., Awaitable[None]]:
     """`await until(pilot, condition)` lets the app run until the condition holds."""
     return _until
+
+
+class Chat:
+    """The running app as a user sees it."""
+
+    def __init__(self, app, pilot, until):
+        self.app, self.pilot, self._until = app, pilot, until
+        self.prompt = app.screen_stack[0].query_one(PromptInput)
+        self.prompt.cursor_blink = False
+
+    async def until(self, condition):
+        await self._until(self.pilot, condition)
+
+    async def send(self, text):
+        self.prompt.text = text
+        await self.pilot.press("enter")
+
+    async def ask(self, text):
+        await self.send(text)
+        await self.replied()
+
+    async def replied(self):
+        await self.until(lambda: not self.app.controller.replying)
+
+    async def screen(self, kind):
+        await self.until(lambda: isinstance(self.app.screen, kind))
+
+    def shown(self):
+        """The conversation on the screen: what the user wrote, and the source of the replies."""
+        transcript = self.app.screen_stack[0].query_one(Transcript)
+        texts = []
+        for widget in transcript.children:
+            if isinstance(widget, UserMessage):
+                texts.append(str(widget.query_one(".text", Static).render()))
+            elif isinstance(widget, ReplyMessage):
+                texts.append(widget.query_one(ReplyMarkdown).source)
+        return texts
+
+    def text_of(self, selector):
+        return str(self.app.screen_stack[0].query(selector).last(Static).render())
+
+    def notices(self):
+        return [notice.message for notice in self.app._notifications]
+
+
+@pytest.fixture
+def chat(make_app, until):
+    """`async with chat() as c:` runs the app until the model is loaded."""
+
+    class Running:
+        def __init__(self, size=(80, 24), wait=True, **options):
+            self.app = make_app(**options)
+            self.size, self.wait = size, wait
+
+        async def __aenter__(self):
+            self._run = self.app.run_test(size=self.size)
+            pilot = await self._run.__aenter__()
+            running = Chat(self.app, pilot, until)
+            if self.wait:
+                await running.until(lambda: running.text_of("#telemetry") == "Ready")
+            return running
+
+        async def __aexit__(self, *error):
+            await self.app.controller.cancel()
+            await self._run.__aexit__(*error)
+
+    return Running

@@ -1,6 +1,7 @@
 """The app through its keys, with a scripted engine."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
@@ -25,77 +26,9 @@ from lite_llama.app.settings import SettingsStore
 from lite_llama.app.theme import DARK, LIGHT
 from lite_llama.app.tui import LiteLlamaApp, recognise_alt_enter
 from lite_llama.app.widgets.markdown import PAGE_LINES, ReplyFence, ReplyMarkdown
-from lite_llama.app.widgets.message import ReplyMessage, UserMessage
 from lite_llama.app.widgets.prompt import NEW_LINE_KEYS, PromptInput
 from lite_llama.app.widgets.thinking import ThinkingBlock, ThinkingTitle
 from lite_llama.app.widgets.transcript import SHOWN_TURNS, Transcript
-
-
-class Chat:
-    """The running app as a user sees it."""
-
-    def __init__(self, app, pilot, until):
-        self.app, self.pilot, self._until = app, pilot, until
-        self.prompt = app.screen_stack[0].query_one(PromptInput)
-        self.prompt.cursor_blink = False
-
-    async def until(self, condition):
-        await self._until(self.pilot, condition)
-
-    async def send(self, text):
-        self.prompt.text = text
-        await self.pilot.press("enter")
-
-    async def ask(self, text):
-        await self.send(text)
-        await self.replied()
-
-    async def replied(self):
-        await self.until(lambda: not self.app.controller.replying)
-
-    async def screen(self, kind):
-        await self.until(lambda: isinstance(self.app.screen, kind))
-
-    def shown(self):
-        """The conversation on the screen: what the user wrote, and the source of the replies."""
-        transcript = self.app.screen_stack[0].query_one(Transcript)
-        texts = []
-        for widget in transcript.children:
-            if isinstance(widget, UserMessage):
-                texts.append(str(widget.query_one(".text", Static).render()))
-            elif isinstance(widget, ReplyMessage):
-                texts.append(widget.query_one(ReplyMarkdown).source)
-        return texts
-
-    def text_of(self, selector):
-        return str(self.app.screen_stack[0].query(selector).last(Static).render())
-
-    def notices(self):
-        return [notice.message for notice in self.app._notifications]
-
-
-@pytest.fixture
-def chat(make_app, until):
-    """`async with chat() as c:` runs the app until the model is loaded."""
-
-    class Running:
-        def __init__(self, size=(80, 24), wait=True, **options):
-            self.app = make_app(**options)
-            self.size, self.wait = size, wait
-
-        async def __aenter__(self):
-            self._run = self.app.run_test(size=self.size)
-            pilot = await self._run.__aenter__()
-            running = Chat(self.app, pilot, until)
-            if self.wait:
-                await running.until(lambda: running.text_of("#telemetry") == "Ready")
-            return running
-
-        async def __aexit__(self, *error):
-            await self.app.controller.cancel()
-            await self._run.__aexit__(*error)
-
-    return Running
 
 
 async def test_a_question_is_answered(chat, engine):
@@ -208,16 +141,70 @@ async def test_up_brings_earlier_messages_back(chat):
         assert c.prompt.text == ""
 
 
-async def test_nothing_is_sent_from_an_empty_prompt_or_during_a_reply(chat, engine):
-    engine.reply("a", "b", hold_after=1)
+async def test_nothing_is_sent_from_an_empty_prompt(chat, engine):
     async with chat() as c:
         await c.send("  \n ")
+        await c.ask("one")
+        assert len(engine.requests) == 1
+
+
+def queue(c):
+    widget = c.app.screen.query_one("#queue", Static)
+    return str(widget.render()).split("\n") if widget.display else []
+
+
+async def test_messages_wait_for_the_reply_and_can_be_taken_back(chat, engine):
+    engine.reply("a", "b", hold_after=1)
+    async with chat() as c:
         await c.send("one")
         await c.until(lambda: c.shown()[-1:] == ["a"])
-        await c.send("two")
-        await c.until(c.notices)
-        assert c.prompt.text == "two"
-        assert len(engine.requests) == 1
+        for text in ("two", "three", "four", "five"):
+            await c.send(text)
+        await c.until(lambda: queue(c)[-1:] == ["and 1 more"])
+        assert queue(c)[1] == "edit  remove  two"
+        await c.pilot.press("up")
+        await c.until(lambda: c.prompt.text == "five")
+        c.prompt.text = ""
+        await c.pilot.click("#queue", offset=(10, 2))  # remove three
+        await c.until(lambda: [line.split()[-1] for line in queue(c)[1:]] == ["two", "four"])
+        await c.pilot.press("escape")
+        await c.until(lambda: "Paused" in queue(c)[0])
+        await c.pilot.press("enter")
+        await c.until(lambda: c.shown() == ["one", "a", "two", "Fine.", "four", "Fine."])
+        assert queue(c) == []
+
+
+async def test_up_brings_messages_of_earlier_runs_back(chat, paths):
+    database = await Database.open(paths.database)
+    for number, text in enumerate(("first", "again", "second", "again")):
+        turn = Turn("user", text, created=float(number))
+        await database.save(one := Conversation(title="t", turns=[turn]), one.turns)
+    await database.close()
+    async with chat() as c:
+        await c.pilot.press("up")
+        assert c.prompt.text == "again"
+        await c.pilot.press("up", "up", "up")
+        assert c.prompt.text == "first"
+
+
+async def test_the_prompt_is_edited_in_the_editor(chat, monkeypatch, tmp_path):
+    script = tmp_path / "my editor"
+    script.write_text("#!/bin/sh\nprintf ' and\\nmore\\n' >> \"$1\"\n")
+    script.chmod(0o755)
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("EDITOR", f"'{script}'")
+    async with chat() as c:
+        monkeypatch.setattr(c.app, "suspend", contextlib.nullcontext)
+        c.prompt.text = "some"
+        await c.pilot.press("f5")
+        assert c.prompt.text == "some and\nmore"
+        monkeypatch.setenv("EDITOR", "false")
+        await c.send("/editor")
+        assert c.notices() == ["The editor false ended with code 1: the message is as it was."]
+        monkeypatch.setenv("EDITOR", "no-such-editor")
+        await c.send("/editor")
+        await c.until(lambda: "The editor no-such-editor failed" in c.notices()[-1])
+        assert c.notices()[-1].endswith("set EDITOR to another.")
 
 
 async def test_hostile_text_has_no_power(chat, engine):
@@ -469,7 +456,7 @@ async def test_every_action_exists(chat):
     async with chat() as c:
         for action in ACTIONS:
             owner = c.app if action.name.startswith("app.") else c.app.screen
-            assert callable(getattr(owner, f"action_{action.name.removeprefix('app.')}"))
+            assert callable(getattr(owner, f"action_{action.name.removeprefix('app.').partition('(')[0]}"))
 
 
 async def test_the_palette_runs_an_action(chat):
@@ -515,33 +502,6 @@ async def test_wrong_settings_are_told(chat):
 
 
 # Conversations
-
-
-async def test_new_open_rename_and_delete(chat):
-    async with chat() as c:
-        await c.ask("first question")
-        await c.pilot.press("ctrl+n")
-        await c.until(lambda: c.shown() == [])
-        await c.ask("second question")
-        await c.pilot.press("ctrl+o")
-        await c.screen(ConversationsScreen)
-        await c.until(lambda: len(c.app.screen._summaries) == 2)
-        assert [summary.title for summary in c.app.screen._summaries] == ["second question", "first question"]
-        await c.pilot.press("down", "enter")
-        await c.until(lambda: c.shown() == ["first question", "Fine."])
-        assert "first question" in c.text_of("#header")
-
-        await c.pilot.press("ctrl+o")
-        await c.screen(ConversationsScreen)
-        await c.pilot.press("down", "r")
-        c.app.screen.query_one(Input).value = "renamed"
-        await c.pilot.press("enter")
-        await c.until(lambda: c.app.screen._summaries[1].title == "renamed")
-        await c.pilot.press("d", "d")
-        await c.until(lambda: len(c.app.screen._summaries) == 1)
-        await c.pilot.press("escape")
-        await c.screen(ChatScreen)
-        assert c.shown() == []  # it was the one that was open
 
 
 async def test_a_long_conversation_shows_its_end_first(chat, paths):

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from textual.widgets import Input, OptionList
 
 from lite_llama.app.widgets.prompt import PromptInput
 
@@ -37,7 +38,7 @@ SMALL, LARGE = (80, 24), (160, 48)
 def play(engine, state):
     """Queue the reply that leads to the state; returns what the telemetry line says once it is reached."""
     pieces = [REPLY[i : i + 6] for i in range(0, len(REPLY), 6)]
-    if state == "streaming":
+    if state in ("streaming", "queue"):
         engine.reply(*pieces, hold_after=26)
         return "20.0 tok/s · 26 tokens"
     if state == "error":
@@ -69,8 +70,17 @@ def play(engine, state):
         ("thought", SMALL, LIGHT),
         ("thoughts", SMALL, DARK),
         ("thoughts", LARGE, LIGHT),
+        ("branches", SMALL, DARK),
+        ("branches", LARGE, LIGHT),
+        ("editing", SMALL, LIGHT),
         ("help", SMALL, DARK),
         ("conversations", SMALL, LIGHT),
+        ("conversations", LARGE, DARK),
+        ("search", SMALL, DARK),
+        ("search", LARGE, LIGHT),
+        ("sidebar", LARGE, DARK),
+        ("sidebar", LARGE, LIGHT),
+        ("queue", SMALL, LIGHT),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value[0]}x{value[1]}",
 )
@@ -97,15 +107,35 @@ def test_chat_looks_as_accepted(
         prompt.text = QUESTION
         await pilot.press("enter")
         await until(pilot, says(expected))
-        if state not in ("streaming", "thinking"):
+        if state not in ("streaming", "thinking", "queue"):
             await until(pilot, lambda: not app.controller.replying)
             used = engine.count_tokens(app.controller._messages(app.controller.conversation.turns))
             await until(pilot, lambda: f" {used} / 2,048" in str(app.query_one("#context").render()))
         if state == "thoughts":
             await pilot.press("shift+tab", "enter")
-        if state in ("help", "conversations"):
-            await pilot.press("f1" if state == "help" else "ctrl+o")
+        if state in ("branches", "editing"):
+            engine.reply("They hum, mostly.")
+            await pilot.press("ctrl+r")
+            await until(pilot, lambda: len(app.controller.conversation.all_turns) == 3)
+            await until(pilot, lambda: not app.controller.replying)
+            await pilot.press("alt+up", "up" if state == "editing" else "left")
+            if state == "editing":
+                await pilot.press("e")
+            await asyncio.sleep(0.4)  # the meter counts again
+        if state in ("help", "conversations", "search"):
+            await pilot.press({"help": "f1", "conversations": "ctrl+o", "search": "f8"}[state])
             await until(pilot, lambda: app.screen.query("#dialog"))
+        if state == "search":
+            app.screen.query_one("#search", Input).cursor_blink = False
+            await pilot.press(*"llam")
+            await until(pilot, lambda: app.screen.query_one(OptionList).option_count == 3)
+        if state == "sidebar":
+            await pilot.press("ctrl+b")
+            await until(pilot, lambda: app.screen.query_one(OptionList).option_count == 1)
+        if state == "queue":
+            for text in ("And alpacas?", "Compare the two, please.\nIn a table.", "Thanks", "Bye"):
+                prompt.text = text
+                await pilot.press("enter")
         await pilot.pause()
 
     assert snap_compare(app, terminal_size=size, run_before=come_there)

@@ -8,23 +8,26 @@ import time
 import pytest
 
 from lite_llama.app import controller as module
-from lite_llama.app.controller import (
+from lite_llama.app import replies
+from lite_llama.app.controller import Controller
+from lite_llama.app.database import Conversation, Database, Turn
+from lite_llama.app.events import (
+    BranchShown,
     ContextUsed,
-    Controller,
     ConversationShown,
     ModelFailed,
     ModelGone,
     ModelLoading,
+    ModelOffered,
     ModelReady,
     PromptReturned,
+    QueueChanged,
     TextAdded,
     ThinkingAdded,
     Told,
     TurnAdded,
     TurnChanged,
-    TurnRemoved,
 )
-from lite_llama.app.database import Conversation, Database, Turn
 from lite_llama.app.settings import Settings
 from lite_llama.engine.events import Thinking
 from lite_llama.engine.request import Message
@@ -60,6 +63,11 @@ class Desk:
     async def stored(self):
         """What another program would read from the file now."""
         return await self.controller.database.load(self.controller.conversation.id)
+
+    async def same_stored(self):
+        """Whether the file has the same turns in the same branches."""
+        stored, current = await self.stored(), self.controller.conversation
+        return (stored.turns, stored.all_turns) == (current.turns, current.all_turns)
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +122,7 @@ async def test_text_is_told_at_most_ten_times_a_second(desk, engine):
     await desk.controller.send("Hi")
     await desk.replied()
     took = time.monotonic() - began
-    assert len(desk.of(TextAdded)) <= took / module.TELL_EVERY_S + 1
+    assert len(desk.of(TextAdded)) <= took / replies.TELL_EVERY_S + 1
     assert desk.turns[-1] == ("assistant", "x" * 200, "complete")
 
 
@@ -134,7 +142,7 @@ async def test_the_users_turn_is_on_disk_before_the_engine_is_asked(desk, engine
 
 
 async def test_a_partial_reply_is_saved_while_it_streams(desk, engine, monkeypatch):
-    monkeypatch.setattr(module, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(replies, "SAVE_EVERY_S", 0.0)
     engine.reply("Half an", " answer", hold_after=1)
     await desk.controller.send("Hi")
     await desk.until(lambda: desk.of(TextAdded))
@@ -148,7 +156,7 @@ async def test_cancel_keeps_the_part_and_continue_goes_on_from_it(desk, engine):
     engine.reply("One, ", "two, ", "never", hold_after=2)
     await desk.controller.send("Count")
     await desk.until(lambda: desk.of(TextAdded))
-    await asyncio.sleep(module.TELL_EVERY_S + 0.05)
+    await asyncio.sleep(replies.TELL_EVERY_S + 0.05)
     assert not desk.controller.can_continue
     await desk.controller.cancel()
     assert desk.turns[-1] == ("assistant", "One, two, ", "stopped")
@@ -165,7 +173,7 @@ async def test_cancel_keeps_the_part_and_continue_goes_on_from_it(desk, engine):
     assert not desk.controller.can_continue
 
 
-async def test_an_engine_failure_is_told_on_the_reply_and_retry_replaces_it(desk, engine):
+async def test_an_engine_failure_is_told_on_the_reply_and_retry_stands_beside_it(desk, engine):
     engine.reply("Half", error="The GPU fell over.")
     await desk.controller.send("Hi")
     await desk.replied()
@@ -191,7 +199,7 @@ async def test_a_prompt_that_is_refused_goes_back_and_leaves_no_trace(desk, engi
     assert [event.text for event in desk.of(Told)] == [
         "The prompt has 9,000 tokens, the context 2,048: shorten it."
     ]
-    assert [event.turn.role for event in desk.of(TurnRemoved)] == ["assistant", "user"]
+    assert len(desk.of(BranchShown)) == 1
     assert desk.turns == []
     assert await desk.controller.summaries() == []
 
@@ -305,13 +313,64 @@ async def test_a_reply_cut_off_by_a_crash_is_shown_and_can_go_on(desk, engine, d
     assert desk.turns[-1] == ("assistant", "half done", "complete")
 
 
-async def test_sending_while_a_reply_is_written_gives_the_text_back(desk, engine):
+async def test_messages_sent_during_a_reply_are_queued_and_sent_in_turn(desk, engine):
+    engine.reply("a", "b", hold_after=1)
+    await desk.controller.send("one")
+    for text in ("two", "three", "four"):
+        await desk.controller.send(text)
+    assert desk.of(QueueChanged)[-1] == QueueChanged(("two", "three", "four"), False)
+    assert (await desk.stored()).queue == ["two", "three", "four"]
+    assert await desk.controller.unqueue() == "four"
+    assert await desk.controller.unqueue(7) is None
+    engine.release()
+    await desk.replied()
+    assert texts(desk.controller.conversation.turns) == ["one", "ab", "two", "Fine.", "three", "Fine."]
+    assert desk.of(QueueChanged)[-1].messages == ()
+    assert (await desk.stored()).queue == []
+
+
+async def test_a_stopped_reply_pauses_the_queue_until_it_is_resumed(desk, engine):
     engine.reply("a", "b", hold_after=1)
     await desk.controller.send("one")
     await desk.controller.send("two")
-    assert desk.of(PromptReturned) == [PromptReturned("two")]
-    assert len(desk.turns) == 2
+    await desk.controller.send("three")
     await desk.controller.cancel()
+    assert desk.of(QueueChanged)[-1] == QueueChanged(("two", "three"), True)
+    await desk.controller.send("between")
+    await desk.replied()
+    assert texts(desk.controller.conversation.turns)[2:] == ["between", "Fine."]
+    await desk.controller.resume_queue()
+    await desk.replied()
+    assert texts(desk.controller.conversation.turns)[4:] == ["two", "Fine.", "three", "Fine."]
+
+
+@pytest.mark.parametrize("failure", [{"error": "Broken."}, {"refuse": "Too long."}])
+async def test_a_failure_pauses_the_queue(desk, engine, failure):
+    engine.reply("a", hold_after=0)
+    engine.reply("b", **failure)
+    await desk.controller.send("one")
+    await desk.controller.send("two")
+    await desk.controller.send("three")
+    engine.release()
+    await desk.replied()
+    assert desk.controller.conversation.queue == ["three"]
+    assert desk.of(QueueChanged)[-1] == QueueChanged(("three",), True)
+    assert len(engine.requests) == 2
+
+
+async def test_a_reopened_conversation_has_its_queue(desk, engine):
+    engine.reply("a", "b", hold_after=1)
+    await desk.controller.send("one")
+    await desk.controller.send("two")
+    await desk.until(lambda: engine.requests)
+    asked = desk.controller.conversation.id
+    await desk.controller.new_conversation()
+    assert desk.of(QueueChanged)[-1] == QueueChanged((), True)
+    await desk.controller.open_conversation(asked)
+    assert desk.of(QueueChanged)[-1] == QueueChanged(("two",), True)
+    await desk.controller.resume_queue()
+    await desk.replied()
+    assert texts(desk.controller.conversation.turns)[2:] == ["two", "Fine."]
 
 
 async def test_without_a_model_nothing_is_sent(make_desk, engine):
@@ -425,7 +484,7 @@ async def test_the_context_meter_counts_the_conversation_and_the_draft(desk, eng
 
 
 async def test_a_disk_that_fails_is_told_once_and_the_reply_goes_on(desk, engine, paths, monkeypatch):
-    monkeypatch.setattr(module, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(replies, "SAVE_EVERY_S", 0.0)
     await desk.controller.database._connection.execute("PRAGMA busy_timeout = 10")
     locker = sqlite3.connect(paths.database)
     locker.execute("BEGIN IMMEDIATE")
@@ -567,3 +626,152 @@ async def test_the_setting_switches_thinking(desk, engine, setting, wish):
     await desk.controller.send("Hi")
     await desk.replied()
     assert engine.requests[-1].thinking is wish
+
+
+# Branches
+
+
+async def ask(desk, engine, question, answer):
+    engine.reply(answer)
+    await desk.controller.send(question)
+    await desk.replied()
+
+
+def texts(turns):
+    return [turn.text for turn in turns]
+
+
+async def test_an_edited_message_begins_a_branch_beside_the_old_one(desk, engine):
+    await ask(desk, engine, "a", "1")
+    await ask(desk, engine, "b", "2")
+    engine.reply("3")
+    await desk.controller.edit(desk.controller.conversation.turns[2], "c")
+    await desk.replied()
+    conversation = desk.controller.conversation
+    assert texts(conversation.turns) == ["a", "1", "c", "3"]
+    assert [message.content for message in engine.requests[-1].messages] == ["a", "1", "c"]
+    assert await desk.same_stored()
+
+    old = await desk.controller.switch_branch(conversation.turns[2], -1)
+    assert old.text == "b"
+    assert texts(conversation.turns) == ["a", "1", "b", "2"]
+    assert texts((await desk.stored()).turns) == ["a", "1", "b", "2"]
+    assert await desk.controller.switch_branch(old, -1) is old  # there is none before it
+    await ask(desk, engine, "d", "4")
+    await desk.controller.switch_branch(conversation.turns[2], 1)
+    assert texts(conversation.turns) == ["a", "1", "c", "3"]
+    await desk.controller.switch_branch(conversation.turns[2], -1)
+    assert texts(conversation.turns) == ["a", "1", "b", "2", "d", "4"]
+    assert await desk.same_stored()
+
+
+async def test_a_retry_keeps_the_reply_before(desk, engine):
+    await ask(desk, engine, "a", "1")
+    await ask(desk, engine, "b", "2")
+    engine.reply("1b")
+    await desk.controller.regenerate(desk.controller.conversation.turns[1])
+    await desk.replied()
+    conversation = desk.controller.conversation
+    assert texts(conversation.turns) == ["a", "1b"]
+    engine.reply("1c")
+    await desk.controller.regenerate(conversation.turns[0])
+    await desk.replied()
+    assert texts(conversation.turns) == ["a", "1c"]
+    assert texts(conversation.siblings(conversation.turns[1])) == ["1", "1b", "1c"]
+    assert await desk.same_stored()
+
+
+async def test_an_edited_reply_stands_and_is_what_the_model_sees(desk, engine):
+    await ask(desk, engine, "a", "wrong")
+    await desk.controller.edit(desk.controller.conversation.turns[1], "right")
+    assert desk.turns == [("user", "a", "complete"), ("assistant", "right", "complete")]
+    assert await desk.same_stored()
+    await ask(desk, engine, "b", "2")
+    assert [message.content for message in engine.requests[-1].messages] == ["a", "right", "b"]
+
+
+async def test_a_refused_edit_shows_the_old_branch_and_returns_the_text(desk, engine):
+    await ask(desk, engine, "a", "1")
+    user = desk.controller.conversation.turns[0]
+    engine.reply(refuse="Too long.")
+    await desk.controller.edit(user, "much longer")
+    await desk.replied()
+    await desk.until(lambda: desk.of(PromptReturned))
+    assert desk.of(PromptReturned) == [PromptReturned("much longer", user)]
+    assert texts(desk.controller.conversation.all_turns) == ["a", "1"]
+    assert await desk.same_stored()
+
+
+async def test_during_a_reply_branches_stay_as_they_are(desk, engine):
+    await ask(desk, engine, "a", "1")
+    first = desk.controller.conversation.turns[1]
+    engine.reply("2")
+    await desk.controller.regenerate()
+    await desk.replied()
+    engine.reply("half", "never", hold_after=1)
+    await desk.controller.send("b")
+    await desk.controller.regenerate(first)
+    await desk.controller.edit(first, "x")
+    second = desk.controller.conversation.turns[1]
+    assert await desk.controller.switch_branch(second, -1) is second
+    assert [told.text for told in desk.of(Told)] == [module.STILL_WRITING] * 3
+    await desk.controller.cancel()
+    assert texts(desk.controller.conversation.turns)[:3] == ["a", "2", "b"]
+
+
+# A conversation's own model and settings
+
+
+async def test_own_settings_count_in_their_conversation_alone(desk, engine):
+    await desk.controller.override("temperature 0.25")
+    await desk.controller.override("thinking off")
+    await desk.controller.set_system_prompt("Be a pirate.")
+    await ask(desk, engine, "a", "1")
+    assert engine.requests[-1].params.temperature == 0.25
+    assert engine.requests[-1].thinking is False
+    assert engine.requests[-1].messages[0] == Message("system", "Be a pirate.")
+    own = desk.controller.conversation.id
+    await desk.controller.new_conversation()
+    await ask(desk, engine, "b", "2")
+    assert engine.requests[-1].params.temperature == 0.7
+    assert engine.requests[-1].messages[0].role == "user"
+    await desk.controller.open_conversation(own)
+    await desk.controller.override("temperature default")
+    assert (await desk.stored()).overrides == {"thinking": "off"}
+    assert desk.of(Told)[-1].text == "In this chat: thinking off."
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("temperature 9", "temperature must be a number from 0 to 2"),
+        ("device cpu", "A chat can set temperature, top_p"),
+    ],
+)
+async def test_a_wrong_setting_is_told(desk, text, sentence):
+    await desk.controller.override(text)
+    assert desk.of(Told)[-1].text.startswith(sentence)
+    assert desk.controller.conversation.overrides == {}
+
+
+async def test_a_reopened_conversation_offers_its_model(desk, engine, make_model):
+    make_model("tiny")
+    make_model("other")
+    await ask(desk, engine, "a", "1")
+    first = desk.controller.conversation.id
+    await desk.controller.load_model("other")
+    await desk.until(lambda: desk.of(ModelReady)[-1].name == "other")
+    await desk.controller.new_conversation()
+    assert desk.of(ModelOffered)[-1] == ModelOffered(None)
+    await desk.controller.open_conversation(first)
+    assert desk.of(ModelOffered)[-1] == ModelOffered("tiny")
+    await desk.controller.use_own_model()
+    await desk.until(lambda: desk.of(ModelReady)[-1].name == "tiny")
+    await desk.until(lambda: desk.of(ModelOffered)[-1] == ModelOffered(None))
+
+
+async def test_a_model_that_is_gone_is_not_offered(desk, engine):
+    await ask(desk, engine, "a", "1")
+    desk.controller.model_name = "other"
+    await desk.controller.open_conversation(desk.controller.conversation.id)
+    assert desk.of(ModelOffered)[-1] == ModelOffered(None)

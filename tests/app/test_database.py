@@ -62,15 +62,17 @@ async def test_summaries_are_newest_first(db):
     for one in [*talks, talks[0]]:
         await db.save(one, one.turns)
     assert [summary.title for summary in await db.summaries()] == ["a", "c", "b"]
-    assert [summary.turns for summary in await db.summaries()] == [1, 1, 1]
+    assert [summary.questions for summary in await db.summaries()] == [1, 1, 1]
 
 
-async def test_rename_and_delete(db):
+async def test_rename_and_delete(db, monkeypatch):
+    monkeypatch.setattr(database, "KEEP_DELETED_S", -1.0)
     kept, gone = talk("kept", "x"), talk("gone", "x", "y")
     for one in (kept, gone):
         await db.save(one, one.turns)
     await db.rename(kept.id, "renamed")
     await db.delete(gone.id)
+    await db.purge()
     assert [summary.title for summary in await db.summaries()] == ["renamed"]
     with pytest.raises(UserError, match="no longer there"):
         await db.load(gone.id)
@@ -282,13 +284,19 @@ async def test_images_are_kept_with_their_message(db, path, attachment):
     assert first.thumbnail.getpixel((0, 0)) == (255, 0, 0)
 
 
-async def test_one_copy_does_for_all_messages_and_goes_with_the_last(db, path, attachment, later):
+async def test_one_copy_does_for_all_messages_and_goes_with_the_last(
+    db, path, attachment, later, monkeypatch
+):
     red, blue = attachment("red"), attachment("blue")
     one, two = with_images(red, blue), with_images(red)
     for each in (one, two):
         await db.save(each, each.turns)
     assert len(stored(path)) == 2
     await db.delete(one.id)
+    await db.purge()
+    assert len(stored(path)) == 2  # the conversation may come back
+    monkeypatch.setattr(database, "KEEP_DELETED_S", -1.0)
+    await db.purge()
     assert stored(path) == [red.sha256]
     await db.remove_turns(two, two.turns)
     assert stored(path) == []
@@ -297,10 +305,10 @@ async def test_one_copy_does_for_all_messages_and_goes_with_the_last(db, path, a
 async def test_copies_of_another_program_are_left_alone_while_they_are_new(db, path, attachment):
     other = ImageStore(path.parent / "images")
     other.put(attachment("red"))
-    await db.recover()
+    await db.purge()
     assert stored(path) == [attachment("red").sha256]
     os.utime(path.parent / "images" / attachment("red").sha256, (0, 0))
-    await db.recover()
+    await db.purge()
     assert stored(path) == []
 
 
@@ -319,7 +327,7 @@ async def test_half_a_copy_is_never_taken_for_one(db, path, attachment, later, m
     saved = with_images(red)
     await db.save(saved, saved.turns)
     assert (await db.load(saved.id)).turns[0].images[0].image == red.image
-    await db.recover()
+    await db.purge()
     assert stored(path) == [red.sha256]
 
 
@@ -350,7 +358,7 @@ async def test_a_session_in_memory_keeps_images_there_and_removes_none(path, att
     saved = with_images(attachment("red"))
     await opened.save(saved, saved.turns)
     assert (await opened.load(saved.id)).turns[0].images[0].image is not None
-    await opened.recover()
+    await opened.purge()
     await opened.close()
     assert stored(path) == [kept.sha256]
 
@@ -360,7 +368,7 @@ async def test_the_images_of_a_damaged_file_are_moved_aside_with_it(path, attach
     path.write_bytes(b"this is no database")
     ImageStore(path.parent / "images").put(attachment("red"))
     opened, _ = await open_or_replace(path)
-    await opened.recover()
+    await opened.purge()
     await opened.close()
     assert [file.name for file in (path.parent / "images.damaged-1").iterdir()] == [attachment("red").sha256]
 
@@ -380,7 +388,135 @@ async def test_a_file_from_before_images_is_migrated(path, attachment):
     assert notice is None
     loaded = await opened.load("c")
     assert loaded.turns == [Turn("user", "Hi", id="m", created=1.0)]
-    loaded.turns.append(Turn("user", "And this?", images=(attachment("red"),)))
+    loaded.add(Turn("user", "And this?", images=(attachment("red"),)))
     await opened.save(loaded, loaded.turns)
     assert await opened.load("c") == loaded
+    await opened.close()
+
+
+# Branches
+
+
+async def test_all_branches_come_back_and_the_one_that_was_shown(db):
+    saved = talk("t", "q", "a1", "q2")
+    saved.turns = saved.turns[:1]
+    saved.add(Turn("assistant", "a2"))
+    await db.save(saved, saved.all_turns)
+    assert await db.load(saved.id) == saved
+    saved.show(saved.all_turns[2])
+    await db.save_branch(saved)
+    loaded = await db.load(saved.id)
+    assert loaded == saved
+    assert [turn.text for turn in loaded.turns] == ["q", "a1", "q2"]
+
+
+async def test_a_file_from_before_branches_is_migrated(path):
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        old.executescript("".join(f"{script};" for script in database.MIGRATIONS[:2]))
+        old.execute("INSERT INTO conversations VALUES ('c', 'Old', 1.0, 2.0, 'tiny', '{}', '')")
+        for number, (role, parent) in enumerate([("user", None), ("assistant", "m0"), ("user", "m1")]):
+            row = (f"m{number}", "c", parent, number, role, f"text {number}", "complete", "", None, 1.0, None)
+            old.execute(f"INSERT INTO messages VALUES ({', '.join('?' * len(row))})", row)
+        old.execute("PRAGMA user_version = 2")
+        old.commit()
+    opened, notice = await open_or_replace(path)
+    assert notice is None
+    loaded = await opened.load("c")
+    assert [turn.text for turn in loaded.turns] == ["text 0", "text 1", "text 2"]
+    loaded.turns = loaded.turns[:2]
+    loaded.add(Turn("user", "another"))
+    await opened.save(loaded, loaded.turns[2:])
+    assert await opened.load("c") == loaded
+    await opened.close()
+
+
+# Search, pin, delete
+
+
+async def test_search_finds_beginnings_of_words_in_all_branches(db):
+    saved = talk("t", "How do llamas hum?", 'They **hum** softly, "mm".')
+    other = talk("u", "Nothing of that kind: crème", "x" * 500)
+    saved.turns = saved.turns[:1]
+    saved.add(Turn("assistant", "Humming is their language."))
+    for one in (saved, other):
+        await db.save(one, one.all_turns)
+
+    async def found(text):
+        return sorted(hit.turn_id for hit in await db.search(text, 10))
+
+    ids = [turn.id for turn in saved.all_turns]
+    assert await found("hum") == sorted(ids)
+    assert await found("LLAM hum") == [ids[0]]
+    assert await found("creme") == [other.turns[0].id]
+    assert await found('"mm" AND (') == []
+    assert await found('"mm"') == [ids[1]]
+    assert await found("  ? ") == []
+    (hit,) = await db.search("soft", 10)
+    assert hit.snippet == 'They **hum** \x02softly\x03, "mm".'
+    assert (hit.conversation_id, hit.title, hit.role) == (saved.id, "t", "assistant")
+
+
+async def test_the_index_follows_every_change(db):
+    saved = talk("t", "one", "two")
+    await db.save(saved, saved.turns)
+    saved.turns[1].text = "three"
+    await db.save(saved, saved.turns)
+    assert await db.search("two", 10) == []
+    assert len(await db.search("three", 10)) == 1
+    await db.remove_turns(saved, saved.turns[1:])
+    assert await db.search("three", 10) == []
+    await db.delete(saved.id)
+    assert await db.search("one", 10) == []
+    await db._connection.execute("INSERT INTO search (search, rank) VALUES ('integrity-check', 1)")
+
+
+async def test_deleted_conversations_come_back_until_they_are_purged(db, monkeypatch):
+    kept, gone = talk("kept", "a"), talk("gone", "b")
+    for one in (kept, gone):
+        await db.save(one, one.turns)
+        await db.delete(one.id)
+    assert await db.summaries() == []
+    await db.purge()
+    await db.restore(kept.id)
+    assert [summary.title for summary in await db.summaries()] == ["kept"]
+    monkeypatch.setattr(database, "KEEP_DELETED_S", -1.0)
+    await db.purge()
+    with pytest.raises(UserError):
+        await db.load(gone.id)
+    assert (await db.load(kept.id)).turns == kept.turns
+    assert await db._value("SELECT count(*) FROM messages") == 1
+
+
+async def test_what_is_written_to_is_no_longer_deleted(db):
+    saved = talk("t", "one")
+    await db.save(saved, saved.turns)
+    await db.delete(saved.id)
+    await db.save(saved, saved.turns)
+    assert len(await db.summaries()) == 1
+
+
+async def test_pinned_conversations_come_first(db):
+    talks = [talk(title, "x") for title in "abc"]
+    for one in talks:
+        await db.save(one, one.turns)
+    await db.pin(talks[0].id, True)
+    assert [(each.title, each.pinned) for each in await db.summaries()] == [
+        ("a", True),
+        ("c", False),
+        ("b", False),
+    ]
+
+
+async def test_a_file_of_version_2_is_found_in(path):
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        old.executescript("".join(f"{script};" for script in database.MIGRATIONS[:2]))
+        old.execute("INSERT INTO conversations VALUES ('c', 'Old', 1.0, 2.0, 'tiny', '{}', '')")
+        row = ("m", "c", None, 0, "user", "old words", "complete", "", None, 1.0, None)
+        old.execute(f"INSERT INTO messages VALUES ({', '.join('?' * len(row))})", row)
+        old.execute("PRAGMA user_version = 2")
+        old.commit()
+    opened = await Database.open(path)
+    assert [hit.turn_id for hit in await opened.search("word", 5)] == ["m"]
     await opened.close()

@@ -13,6 +13,7 @@ from lite_llama.engine.kv_cache import PagePool
 from lite_llama.engine.options import EngineOptions
 from lite_llama.engine.request import SamplingParams
 
+LLAMA3_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 YARN = {
     "rope_type": "yarn",
@@ -76,6 +77,27 @@ def test_logits_of_every_position(pair, prefill_logits):
         with torch.inference_mode():
             expected = oracle(torch.tensor([tokens])).logits[0]
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-3)
+
+
+def test_llama3_rope_beyond_its_original_context(tiny_model, prefill_logits, run):
+    """Llama-3.2's own numbers, and 8,300 tokens: all of its frequency bands, on both sides of 8,192."""
+    rope = LLAMA3_ROPE | {
+        "rope_theta": 500000.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 8192,
+    }
+    tiny = tiny_model("LlamaForCausalLM", rope_parameters=rope, max_position_embeddings=16384, head_dim=64)
+    engine = Engine.load(tiny.checkpoint, EngineOptions(device="cpu", dtype="float32", max_context=8448))
+    engine.tokenizer.eos_ids = frozenset()
+    oracle = AutoModelForCausalLM.from_pretrained(tiny.source, dtype=torch.float32)
+    oracle.generation_config.eos_token_id = None
+    prompt = random.Random(8).choices(range(3, 384), k=8300)
+    with torch.inference_mode():
+        expected = oracle(torch.tensor([prompt])).logits[0]
+    (ours,) = prefill_logits(engine, [prompt])
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-3)
+    (reply,) = run(engine, [prompt], GREEDY)  # in chunks
+    assert reply.token_ids == oracle_greedy(oracle, prompt)
 
 
 def test_ragged_batch_gives_the_oracles_greedy_tokens(pair, run):

@@ -1,0 +1,132 @@
+"""Following a reply while the engine writes it: from its thread to the turn, the screen and the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+
+from ..engine.events import (
+    Event,
+    Failed,
+    Finished,
+    Loaded,
+    LoadFailed,
+    PrefillProgress,
+    Queued,
+    TextDelta,
+    Thinking,
+    ThinkingDelta,
+)
+from .database import Status, Turn
+from .events import CannotSee, ContextUsed, Listener, PromptRead, TextAdded, ThinkingAdded, Told
+
+TELL_EVERY_S = 0.1
+SAVE_EVERY_S = 1.0
+_STATUS: dict[str, Status] = {"stop": "complete", "length": "length", "cancelled": "stopped"}
+
+
+class Inbox:
+    """Hands the events of the engine's thread over to the event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._events: list[Event] = []
+        self._any = asyncio.Event()
+        self._last = asyncio.Event()
+
+    def sink(self, event: Event) -> None:
+        """Called on the engine's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the app is gone
+            self._loop.call_soon_threadsafe(self._receive, event)
+
+    def _receive(self, event: Event) -> None:
+        self._events.append(event)
+        self._any.set()
+        if isinstance(event, Finished | Failed | Loaded | LoadFailed):
+            self._last.set()
+
+    async def batches(self) -> AsyncIterator[list[Event]]:
+        """What has come in, the first at once and then at most every TELL_EVERY_S, up to the last event."""
+        while True:
+            await self._any.wait()
+            self._any.clear()
+            events, self._events = self._events, []
+            yield events
+            if self._last.is_set() and not self._events:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._last.wait(), TELL_EVERY_S)
+
+
+class Refused(Exception):
+    """The request was not started; `why` is what to tell of it."""
+
+    def __init__(self, why: Told | CannotSee) -> None:
+        self.why = why
+
+
+async def follow(
+    inbox: Inbox,
+    reply: Turn,
+    limit: int,
+    tell: Listener,
+    save: Callable[[], Awaitable[None]],
+) -> None:
+    """Take the engine's events until the reply ends: change the turn, tell of it, save each SAVE_EVERY_S.
+
+    `limit` is the model's context in tokens. Raises Refused when the reply does not even begin.
+    """
+    start, thinking, prompt_tokens, saved_at = replace(reply), Thinking(), None, time.monotonic()
+    async for events in inbox.batches():
+        text, thought, last = "", thinking.text, None
+        for event in events:
+            match event:
+                case Queued(prompt_tokens=prompt_tokens):
+                    await tell(ContextUsed(prompt_tokens, limit))
+                case PrefillProgress(done=done, total=total):
+                    await tell(PromptRead(done, total))
+                case ThinkingDelta():
+                    so_far, last = thinking.text + event.text, event
+                    thinking = Thinking(so_far, event.thinking_tokens, event.thinking_s)
+                case TextDelta():
+                    text, last = text + event.text, event
+                case Finished():
+                    _finish(reply, start, event, limit)
+                case Failed(message=message) if prompt_tokens is None:
+                    raise Refused(Told(message, "error"))
+                case Failed():
+                    _take(reply, start, event)
+                    reply.status, reply.note = "error", event.message
+        if reply.status != "streaming":
+            return
+        if last is not None:
+            rate = last.decode_tokens_per_s
+            if thinking.text != thought:
+                reply.thinking = start.thinking + thinking
+                await tell(ThinkingAdded(reply, last.completion_tokens, rate))
+            if text:
+                reply.text += text
+                await tell(TextAdded(reply, text, last.completion_tokens, rate))
+            await tell(ContextUsed((prompt_tokens or 0) + last.completion_tokens, limit))
+        if time.monotonic() - saved_at >= SAVE_EVERY_S:
+            await save()
+            saved_at = time.monotonic()
+
+
+def _take(reply: Turn, start: Turn, event: Finished | Failed) -> None:
+    """Set the reply to what it was at the start and what the engine has added."""
+    reply.text = start.text + event.text
+    reply.thinking = start.thinking + event.thinking
+
+
+def _finish(reply: Turn, start: Turn, event: Finished, limit: int) -> None:
+    _take(reply, start, event)
+    reply.status = _STATUS[event.reason]
+    reply.figures = usage = event.usage
+    if event.reason == "length" and usage.prompt_tokens + usage.completion_tokens >= limit:
+        reply.note = f"The context of {limit:,} tokens is full: start a new conversation to go on."
+    elif event.reason == "length":
+        reply.note = f"The reply reached its limit of {usage.completion_tokens:,} tokens."

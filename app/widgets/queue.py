@@ -1,0 +1,40 @@
+"""The messages that wait for the reply before them to end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual.content import Content
+from textual.widgets import Static
+
+from ..text import one_line
+
+SHOWN = 3
+
+
+class QueuedMessages(Static):
+    """A line for each of the next few; not there without any. The links take one back into the prompt."""
+
+    ALLOW_SELECT = False
+
+    def __init__(self) -> None:
+        super().__init__(id="queue", markup=False)
+        self.display = False
+
+    def show(self, messages: Sequence[str], paused: bool) -> None:
+        lines = []
+        for number, message in enumerate(messages[:SHOWN]):
+            edit = Content.from_markup(f"[@click=screen.edit_queued({number})]edit[/]  ")
+            drop = Content.from_markup(f"[@click=screen.drop_queued({number})]remove[/]  ")
+            lines.append(edit + drop + Content(one_line(message)))
+        if len(messages) > SHOWN:
+            lines.append(Content(f"and {len(messages) - SHOWN} more"))
+        state = "Paused · Enter sends the next" if paused else "Sent when the reply ends"
+        lines.insert(
+            0,
+            Content.assemble(
+                (f"Queued: {len(messages)}", "bold"), f"   {state}   Up takes the last one back"
+            ),
+        )
+        self.update(Content("\n").join(lines))
+        self.display = bool(messages)
