@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..engine.events import Failed, Finished, Loaded, LoadFailed, LoadProgress, ModelInfo, Thinking
 from ..engine.request import GenerationRequest, Message
@@ -48,6 +48,9 @@ from .titles import title_from, title_request
 
 if TYPE_CHECKING:  # the engine's thread imports torch, which takes seconds: the screen must be up before
     from ..engine.thread import EngineThread
+    from .backend import Backend
+    from .remote.endpoint import Endpoints
+    from .remote.engine import RemoteEngine
     from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -73,12 +76,17 @@ class Controller:
         models_dir: Path,
         create_engine: Callable[[], EngineThread],
         tell: Listener,
+        endpoints: Endpoints | None = None,
     ) -> None:
+        """`create_engine` makes the engine of this machine; `endpoints` are models that run elsewhere."""
         self.settings = settings
         self.models_dir = models_dir
-        self.engine: EngineThread | None = None
+        self.engine: Backend[Any] | None = None
+        """What writes the replies: the engine of this machine, or the one for endpoints."""
         self.conversation = Conversation(system_prompt=settings.system_prompt)
         self._create_engine = create_engine
+        self._endpoints = endpoints
+        self._remote: RemoteEngine | None = None
         self._starting: asyncio.Task[EngineThread] | None = None
         self._listener = tell
         self._reply: asyncio.Task[None] | None = None
@@ -157,8 +165,12 @@ class Controller:
         """Tell whether the conversation's own model is there, but another or none is loaded."""
         name = self.conversation.model
         other = bool(name) and not self.loading and name != self.model_name
-        there = other and await asyncio.to_thread((self.models_dir / name).is_dir)
+        there = other and await asyncio.to_thread(self._is_there, name)
         await self._tell(ModelOffered(name if there else None))
+
+    def _is_there(self, name: str) -> bool:
+        is_endpoint = self._endpoints is not None and self._endpoints.get(name) is not None
+        return is_endpoint or (self.models_dir / name).is_dir()
 
     async def use_own_model(self) -> None:
         """Load the model that the conversation was last with."""
@@ -166,14 +178,28 @@ class Controller:
             await self.load_model(self.conversation.model)
 
     async def start_engine(self) -> EngineThread:
-        """The engine, brought up on first use; that takes seconds and happens on another thread."""
+        """This machine's engine, brought up on first use; that takes seconds, on another thread."""
         if self._starting is None:
             self._starting = asyncio.create_task(asyncio.to_thread(self._create_engine))
-        self.engine = engine = await asyncio.shield(self._starting)
+        engine = await asyncio.shield(self._starting)
+        self.engine = self.engine or engine
         return engine
 
+    def use_engine(self, engine: Backend[Any]) -> None:
+        """Have another engine write the replies; the one before frees what it has."""
+        if self.engine is not None and self.engine is not engine:
+            self.engine.unload()
+        self.engine = engine
+
+    def close_engines(self) -> None:
+        """End their threads; the last thing to be done."""
+        if self._remote is not None:
+            self._remote.close()
+        if self._starting is not None and self._starting.done() and not self._starting.exception():
+            self._starting.result().close()
+
     async def close(self) -> None:
-        """Stop the reply, save what there is of it, close the database. The engine is left to the caller."""
+        """Stop the reply, save what there is of it, close the database; then comes `close_engines`."""
         if not self._open:
             return
         self._open = False
@@ -190,7 +216,8 @@ class Controller:
     # The model
 
     async def load_model(self, name: str) -> None:
-        """Load a converted model; returns at once, ModelReady or ModelFailed tells the outcome."""
+        """Load a converted model, or connect to the endpoint of that name; returns at once, ModelReady or
+        ModelFailed tells the outcome."""
         await self.free_engine()
         if self._load is not None and not self._load.done():
             self._load.cancel()
@@ -202,12 +229,10 @@ class Controller:
     async def _load_model(self, name: str) -> None:
         await self._tell(ModelLoading(name, 0, 0, "Starting the engine"))
         try:
-            engine = await self.start_engine()
-            from ..engine.thread import LoadOptions  # now that torch is there, this is quick
-
+            engine, source = await self._source(name)
+            self.use_engine(engine)
             inbox = Inbox()
-            options = LoadOptions(self.models_dir / name, self.settings.device, self.settings.dtype)
-            engine.load(options, inbox.sink)
+            engine.load(source, inbox.sink)
             async for events in inbox.batches():
                 match events[-1]:
                     case LoadProgress(done, total, text):
@@ -221,6 +246,19 @@ class Controller:
             log.exception("loading %s failed", name)
             self._settled.set()
             await self._tell(ModelFailed(name, INTERNAL_ERROR))
+
+    async def _source(self, name: str) -> tuple[Backend[Any], Any]:
+        """The engine for the model `name`, and what that engine is to load."""
+        endpoint = await asyncio.to_thread(self._endpoints.get, name) if self._endpoints else None
+        if endpoint is not None:
+            from .remote.engine import RemoteEngine  # the HTTP client is for those who need it
+
+            self._remote = self._remote or RemoteEngine()
+            return self._remote, endpoint
+        engine = await self.start_engine()
+        from ..engine.thread import LoadOptions  # now that torch is there, this is quick
+
+        return engine, LoadOptions(self.models_dir / name, self.settings.device, self.settings.dtype)
 
     async def free_engine(self) -> None:
         """Stop the reply that the engine is writing; one that waits for a model goes on waiting."""

@@ -25,6 +25,7 @@ from .database import open_or_replace
 from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told
 from .library import scan
 from .paths import Paths
+from .remote.endpoint import Endpoints
 from .screens.chat import ChatScreen
 from .screens.conversations import ConversationsScreen
 from .screens.help import HelpScreen
@@ -45,8 +46,7 @@ def run(paths: Paths, model: str | None = None) -> int:
     graphics_widget()  # asks the terminal, while it still answers
     app = LiteLlamaApp(paths, model)
     app.run()
-    if app.controller.engine is not None:
-        app.controller.engine.close()
+    app.controller.close_engines()
     return app.return_code or 0
 
 
@@ -87,7 +87,10 @@ class LiteLlamaApp(App[None]):
         self.paths = paths
         self._wanted_model = model
         self._store = SettingsStore(paths.settings)
-        self.controller = Controller(self._store.load(), paths.models, create_engine, self._told)
+        self._endpoints = Endpoints(paths.endpoints)
+        self.controller = Controller(
+            self._store.load(), paths.models, create_engine, self._told, self._endpoints
+        )
         self._chat = ChatScreen(self.controller)
         self._ending = False
         for theme in THEMES:
@@ -120,7 +123,10 @@ class LiteLlamaApp(App[None]):
     async def _find_model(self) -> None:
         """Load the model that was used last, or any; have one made when there is none."""
         library = await asyncio.to_thread(scan, self.paths.models)
-        names = [checkpoint.path.name for checkpoint in library.models]
+        endpoints, problems = await asyncio.to_thread(self._endpoints.load)
+        for problem in problems:
+            await self._told(Told(problem))
+        names = [*(checkpoint.path.name for checkpoint in library.models), *endpoints]
         wanted = self._wanted_model or self.settings.model
         name = wanted if wanted in names else next(iter(names), None)
         if name is not None:
@@ -204,6 +210,10 @@ class LiteLlamaApp(App[None]):
             await self._told(Told(INTERNAL_ERROR, "error"))
         else:
             name = await self.push_screen_wait(WizardScreen(self.paths, engine, self.settings, first_run))
+            if name is not None:
+                self.controller.use_engine(engine)
+            elif self.controller.engine is not engine:
+                engine.unload()
         await self.controller.model_changed(name)
 
     # Dialogs

@@ -8,6 +8,8 @@ from typing import Literal
 FinishReason = Literal["stop", "length", "cancelled"]
 ThinkingMode = Literal["never", "optional", "always"]
 """Whether a model thinks before it answers; `optional`: as the request says, else as its template does."""
+UNKNOWN_CONTEXT = 2**62
+"""More than any conversation has, so that what is compared with it needs no special case."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class ModelInfo:
     """What people call it: `NVIDIA H100`, `CPU, 2 threads`."""
     dtype: str
     max_context: int
-    """Tokens that one conversation may hold, prompt and reply together; 0 if a server does not say."""
+    """Tokens that one conversation may hold, prompt and reply together; UNKNOWN_CONTEXT where a server does
+    not say."""
     kv_pages: int
     """Pages of the KV cache, 16 tokens each."""
     weight_bytes: int

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from ...engine.events import (
+    UNKNOWN_CONTEXT,
     Failed,
     Finished,
     Loaded,
@@ -307,7 +308,7 @@ def _info(endpoint: Endpoint, served: ServedModel) -> ModelInfo:
         device="remote",
         device_name=f"{endpoint.model} at {endpoint.host}",
         dtype="",
-        max_context=endpoint.context or served.context or 0,
+        max_context=endpoint.context or served.context or UNKNOWN_CONTEXT,
         kv_pages=0,
         weight_bytes=0,
         kv_bytes=0,

@@ -90,3 +90,9 @@ def _keyring() -> ModuleType | None:
     except ImportError:
         return None
     return keyring
+
+
+def whence(endpoint: Endpoint) -> str:
+    """Where the endpoint's key comes from, in words; asks no keyring to be unlocked."""
+    name = endpoint.key_variable or variable(endpoint.name)
+    return f"${name}" if endpoint.key_variable or os.environ.get(name) else "keyring or none"

@@ -6,7 +6,8 @@ from rich.cells import cell_len
 from textual.content import Content
 from textual.widgets import Static
 
-from ...engine.events import ModelInfo, Usage
+from ...engine.events import UNKNOWN_CONTEXT, ModelInfo, Usage
+from ..remote.estimate import Estimate
 from ..text import format_tokens, one_line
 
 NEARLY_FULL = 0.8
@@ -42,7 +43,7 @@ class Header(Static):
         width, brand = self.content_size.width, "lite-llama"
         model = ""
         if info := self._model:
-            parts = [info.name, info.device_name, info.dtype]
+            parts = [part for part in (info.name, info.device_name, info.dtype) if part]
             while len(parts) > 1 and cell_len(" · ".join(parts)) > width - len(brand) - 4:
                 parts.pop()
             model = " · ".join(parts)
@@ -88,6 +89,8 @@ class Telemetry(Static):
         if usage.decode_tokens_per_s:
             parts.append(f"{usage.decode_tokens_per_s:.1f} tok/s")
         parts.append(f"first token {usage.ttft_s:.2f} s")
+        if usage.remote:
+            parts.append("timed here")  # with the network, and whatever waited before us
         if usage.cached_prompt_tokens:
             parts.append(f"{usage.cached_prompt_tokens:,} reused")
         self.show(" · ".join(parts))
@@ -106,7 +109,11 @@ class ContextMeter(Static):
             text, colour = "$text-error", "$error"
         elif share >= NEARLY_FULL:
             text, colour = "$text-warning", "$warning"
-        self.update(Content.assemble(bar(share, 8, colour), (f" {used:,} / {limit:,}", text)))
+        about = "~" if isinstance(used, Estimate) else ""
+        if limit >= UNKNOWN_CONTEXT:
+            self.update(f"{about}{format_tokens(used)}")
+        else:
+            self.update(Content.assemble(bar(share, 8, colour), (f" {about}{used:,} / {limit:,}", text)))
 
 
 class ContextLabel(Static):
