@@ -180,7 +180,11 @@ class LiteLlamaApp(App[None]):
         while True:
             loaded = self.controller.model_name if self.controller.model else None
             choice = await self.push_screen_wait(ModelScreen(self.paths, loaded))
-            if choice is None or choice.action != "removed":
+            if choice is not None and choice.action == "endpoint":
+                if name := await self._edit_endpoint(choice.name):
+                    await self.controller.load_model(name)
+                    return
+            elif choice is None or choice.action != "removed":
                 break
         if choice is not None and choice.action == "add":
             await self._add_model(first_run=False)
@@ -197,6 +201,12 @@ class LiteLlamaApp(App[None]):
             await self.controller.load_model(name)
         elif name is not None:
             await self._add_model(first_run=False)
+
+    async def _edit_endpoint(self, name: str | None) -> str | None:
+        """Change an endpoint, or add one; returns its name if it was saved."""
+        from .screens.endpoint import EndpointScreen
+
+        return await self.push_screen_wait(EndpointScreen(self.paths, self._endpoints.get(name)))
 
     async def _add_model(self, *, first_run: bool) -> None:
         from .screens.wizard import WizardScreen

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -21,13 +22,16 @@ from ...models.errors import UserError
 from ...models.units import format_bytes, format_count
 from ..library import scan
 from ..paths import Paths
+from ..remote.endpoint import Endpoints
+from .endpoint import entry, forget
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What the user decided: load the model `name`, add a new one, or `name` was removed."""
+    """What the user decided: load the model `name`, add a new one or an endpoint, change the endpoint `name`;
+    or `name` was removed."""
 
-    action: Literal["load", "add", "removed"]
+    action: Literal["load", "add", "endpoint", "removed"]
     name: str | None = None
 
 
@@ -83,6 +87,8 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("a", "add", "Add"),
+        Binding("n", "new_endpoint", "New endpoint"),
+        Binding("e", "edit_endpoint", "Edit endpoint"),
         Binding("d,delete", "delete", "Delete"),
         Binding("slash", "filter", "Filter"),
         Binding("escape", "close", "Close"),
@@ -143,6 +149,7 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         self._paths = paths
         self._current = current
         self._library = scan(paths.models)
+        self._endpoints = Endpoints(paths.endpoints).load()[0]  # the app has told of wrong ones
         self._bytes = {model.path.name: model.size for model in self._library.models}
 
     def compose(self) -> ComposeResult:
@@ -154,6 +161,7 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
             with Horizontal(id="buttons"):
                 yield Button("Close esc", id="close", compact=True)
                 yield Button("Delete d", id="delete", compact=True)
+                yield Button("Endpoint n", id="endpoint", compact=True)
                 yield Button("Add a", id="add", compact=True)
                 yield Button("Load ↵", id="load", variant="primary", compact=True)
 
@@ -174,8 +182,10 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
     def _show(self, wanted: str) -> None:
         """Fill the list with the models whose line holds every word of `wanted`."""
         words = wanted.lower().split()
-        options = [Option(self._entry(model), model.path.name) for model in self._library.models]
+        models = [model for model in self._library.models if model.path.name not in self._endpoints]
+        options = [Option(self._entry(model), model.path.name) for model in models]
         options += [Option(_damaged(name), name) for name in self._library.damage]
+        options += [Option(entry(each, self._current), name) for name, each in self._endpoints.items()]
         options.sort(key=lambda option: (option.id or "").lower())
         found = [option for option in options if all(word in str(option.prompt).lower() for word in words)]
         chosen = self._chosen or self._current
@@ -240,6 +250,14 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
     def action_add(self) -> None:
         self.dismiss(ModelChoice("add"))
 
+    @on(Button.Pressed, "#endpoint")
+    def action_new_endpoint(self) -> None:
+        self.dismiss(ModelChoice("endpoint"))
+
+    def action_edit_endpoint(self) -> None:
+        if self._chosen in self._endpoints:
+            self.dismiss(ModelChoice("endpoint", self._chosen))
+
     @on(Button.Pressed, "#close")
     def action_close(self) -> None:
         self.dismiss(None)
@@ -257,11 +275,18 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
                 markup=False,
             )
             return
+        if name in self._endpoints:
+            if await self.app.push_screen_wait(ConfirmScreen(f"Forget {name} and its key?", "Forget")):
+                await self._remove(forget, self._paths, name)
+            return
         frees = f" It frees {format_bytes(self._bytes[name])}." if name in self._bytes else ""
         if not await self.app.push_screen_wait(ConfirmScreen(f"Delete the model {name}?{frees}", "Delete")):
             return
+        await self._remove(remove, self._paths.models, name)
+
+    async def _remove(self, how: Callable[[Any, str], object], where: Any, name: str) -> None:
         try:
-            await asyncio.to_thread(remove, self._paths.models, name)
+            await asyncio.to_thread(how, where, name)
         except UserError as error:
             self.notify(str(error), severity="error", markup=False)
         else:
