@@ -229,6 +229,8 @@ class Controller:
     async def _load_model(self, name: str) -> None:
         await self._tell(ModelLoading(name, 0, 0, "Starting the engine"))
         try:
+            if self.engine is not None:
+                self.engine.unload()  # whatever becomes of the load, nothing more goes to what is left
             engine, source = await self._source(name)
             self.use_engine(engine)
             inbox = Inbox()

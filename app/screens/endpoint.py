@@ -89,6 +89,7 @@ class EndpointScreen(ModalScreen[str | None]):
             display: none;
             scrollbar-size-vertical: 1;
         }
+        #served > .option-list--option { padding: 0 1; }
         #served > .option-list--option-highlighted { background: $primary 25%; color: $foreground; }
         Checkbox { margin: 1 0 0 9; background: $surface; }
         #outcome { margin: 1 2 0 2; color: $text-muted; }
@@ -156,7 +157,7 @@ class EndpointScreen(ModalScreen[str | None]):
         variable = keys.variable(self._value("name") or "NAME")
         if self._before and self._before.key_variable:
             variable = self._before.key_variable
-        self.query_one("#where", Static).update(f"Kept in the system's keyring; ${variable} counts above it.")
+        self.query_one("#where", Static).update(f"Kept in the keyring; ${variable} counts above it.")
 
     def _say(self, text: str, kind: str = "") -> None:
         outcome = self.query_one("#outcome", Static)

@@ -188,6 +188,7 @@ async def test_a_message_reaches_no_server_that_was_left_for_a_local_model(conne
         await app.controller.load_model("gone")
         await until(pilot, is_on(app, ModelScreen))
         assert not app.controller.loading
+        assert app.controller.model is None
 
 
 # The dialogs
