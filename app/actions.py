@@ -28,9 +28,9 @@ class Action:
     """The keys while a turn is selected; such an action is about that turn, else about the last it suits."""
 
     @property
-    def key(self) -> str:
-        """The key as it is printed: `Ctrl+N`."""
-        return key_name(self.keys.split(",")[0]) if self.keys else ""
+    def id(self) -> str:
+        """What the user calls it in `[keys]` of the settings file: `new_chat`."""
+        return self.title.lower().replace(" ", "_")
 
     @property
     def turn_key(self) -> str:
@@ -38,8 +38,7 @@ class Action:
 
     @property
     def binding(self) -> Binding:
-        shown = self.key if self.keys.startswith("f") else None  # Textual prints f1, ^n
-        return Binding(self.keys, self.name, self.footer or self.title, bool(self.footer), shown)
+        return Binding(self.keys, self.name, self.footer or self.title, bool(self.footer), id=self.id)
 
 
 ACTIONS = (
@@ -47,11 +46,13 @@ ACTIONS = (
     Action("app.settings", "Settings", "sampling, prompt, device", "f2", "Settings", "/settings"),
     Action("app.models", "Models", "load another one, add one", "f3", "Models", "/model"),
     Action("app.images", "Images", "attach, look, remove", "f4", "Images", "/image"),
+    Action("app.figures", "Figures", "speed and memory", "f9", "", "/figures"),
     Action("new_conversation", "New chat", "an empty conversation", "ctrl+n", "New", "/new"),
     Action("app.conversations", "Open chat", "or rename, delete one", "ctrl+o", "Open", "/open"),
     Action("sidebar", "Sidebar", "all chats beside this one", "ctrl+b", command="/chats"),
     Action("app.search", "Search", "in all chats", "f8,ctrl+shift+f", "", "/search"),
     Action("override", "Set for this chat", "such as temperature 0.2", command="/set", argument="NAME VALUE"),
+    Action("app.preset", "Preset", "named settings for this chat", command="/preset", argument="NAME"),
     Action("system_prompt", "System prompt", "of this chat", command="/system", argument="TEXT"),
     Action("use_own_model", "Its own model", "load what this chat was with", "ctrl+l", command="/own"),
     Action("export", "Export", "to .md, .jsonl, .html", command="/export", argument="PATH"),
@@ -60,6 +61,7 @@ ACTIONS = (
     Action("cancel", "Stop", "end the reply, keep its part", "escape", "", "/stop"),
     Action("continue_reply", "Continue", "a reply that was cut off", "ctrl+g", "", "/continue"),
     Action("regenerate", "Try again", "another reply beside it", "ctrl+r", "", "/retry", turn_keys="r"),
+    Action("tokens", "Tokens", "how likely, what else", "f12", command="/tokens", turn_keys="t"),
     Action("select_turn(-1)", "Select", "the turn before", "alt+up,ctrl+up", turn_keys="up,k"),
     Action("select_turn(1)", "Select next", "the turn after", "alt+down,ctrl+down", turn_keys="down,j"),
     Action("edit_turn", "Edit", "a turn, as another branch", command="/edit", turn_keys="e,enter"),

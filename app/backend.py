@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-from ..engine.events import ModelInfo
-from ..engine.request import GenerationRequest, Message
+from ..engine.events import EngineFigures, ModelInfo
+from ..engine.request import GenerationRequest, Message, ScoreRequest
 from ..engine.sink import Sink
 
 Source = TypeVar("Source", contravariant=True)
@@ -16,12 +16,16 @@ class Backend(Protocol[Source]):
     """One model at a time, any number of requests; `Source` says which model and how to get at it.
 
     All methods may be called from any thread and return at once, but for `count_tokens` and `close`. Every
-    `load` ends in exactly one Loaded or LoadFailed, every `submit` in exactly one Finished or Failed.
-    EngineThread and RemoteEngine are backends; what each method does is said there.
+    `load` ends in exactly one Loaded or LoadFailed, every `submit` in exactly one Finished or Failed, every
+    `score` in exactly one Scored or Failed. EngineThread and RemoteEngine are backends; what each
+    method does is said there.
     """
 
     @property
     def model(self) -> ModelInfo | None: ...
+
+    @property
+    def figures(self) -> EngineFigures | None: ...
 
     def load(self, options: Source, sink: Sink, /) -> None: ...
 
@@ -30,6 +34,8 @@ class Backend(Protocol[Source]):
     def unload(self) -> None: ...
 
     def submit(self, request: GenerationRequest, sink: Sink) -> int: ...
+
+    def score(self, request: ScoreRequest, sink: Sink) -> int: ...
 
     def cancel(self, request_id: int) -> None: ...
 

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
+from ..models.checkpoint import Checkpoint
 from ..models.errors import UserError
 from ..models.units import format_bytes, format_count
 from . import log
@@ -23,12 +24,11 @@ from .bench.cli import bench
 from .chats import chats
 from .endpoints import endpoints
 from .interrupt import lasting_interrupt, on_interrupt
-from .library import NO_MODEL, find, scan
+from .library import NO_MODEL, find, last_speed, not_converted, remember_speed, scan
 from .paths import HOME_VARIABLE, Paths
 from .text import format_seconds, inert, one_line
 
 if TYPE_CHECKING:
-    from ..models.checkpoint import Checkpoint
     from .backend import Backend
     from .remote.endpoint import Endpoint
 
@@ -66,7 +66,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-models = typer.Typer(help="List, remove and check the converted models.")
+models = typer.Typer(help="List, find, rename, remove and check models.")
 app.add_typer(models, name="models")
 app.add_typer(endpoints, name="endpoints")
 app.add_typer(chats, name="chats")
@@ -105,18 +105,50 @@ def open_app(
         if model is not None:
             raise typer.BadParameter("goes after the command", param_hint="--model")
         return
-    if not (_stdin_is_terminal() and sys.stdout.isatty()):
-        raise UserError("The app needs a terminal: for scripts and pipes there is lite-llama-tui ask.")
-    from . import tui
+    _chat(model)
+
+
+@app.command(
+    epilog="In the plain chat a backslash at the end of a line goes on with the message, as do lines between "
+    'two """. /help lists the commands, Ctrl-C stops a reply, Ctrl-D quits. Without a terminal each line of '
+    "the input is a message, and the exit code is 1 if one was not answered."
+)
+def chat(
+    plain: Annotated[
+        bool,
+        typer.Option(
+            "--plain", help="Lines in, lines out: for simple terminals, screen readers and scripts."
+        ),
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Chat with this converted model or endpoint.")
+    ] = None,
+) -> None:
+    """Open the app, as without a command, or chat line by line."""
+    _chat(model, plain)
+
+
+def _chat(model: str | None, plain: bool = False) -> None:
     from .remote.endpoint import Endpoints
 
     paths = Paths.default()
+    if not plain and not _in_terminal():
+        raise UserError(
+            "The app needs a terminal: for scripts and pipes there are lite-llama-tui ask and chat --plain."
+        )
     if model is not None and Endpoints(paths.endpoints).get(model) is None:
         checkpoint = find(paths.models, model)
         if checkpoint.path.parent != paths.models:
             raise UserError(f"The app opens models by name: move {checkpoint.path} into {paths.models}.")
         model = checkpoint.path.name
-    raise typer.Exit(tui.run(paths, model))
+    if plain:
+        from .plain import run
+    else:
+        from .tui import run
+
+        if os.environ.get("TERM") == "dumb" or os.environ.get("NO_COLOR"):
+            typer.echo("note: without colours, lite-llama-tui chat --plain may read better here.", err=True)
+    raise typer.Exit(run(paths, model))
 
 
 @app.command(
@@ -242,6 +274,8 @@ def ask(
             else:
                 with closing(ReplyPrinter()) as printer:
                     finished = one_shot.answer(engine, request, printer.answer, printer.think)
+    if isinstance(checkpoint, Checkpoint) and (rate := finished.usage.decode_tokens_per_s):
+        remember_speed(checkpoint.path, rate)
     if finished.reason == "length" and finished.thinking.text and not finished.text:
         typer.echo(
             f"warning: the limit of {finished.usage.completion_tokens} tokens was reached before the answer: "
@@ -281,6 +315,10 @@ def _read_prompt(prompt: str | None) -> str:
 
 def _stdin_is_terminal() -> bool:
     return sys.stdin.isatty()
+
+
+def _in_terminal() -> bool:
+    return _stdin_is_terminal() and sys.stdout.isatty()
 
 
 class ReplyPrinter:
@@ -342,7 +380,7 @@ def convert(
     cancel = threading.Event()
     with on_interrupt(cancel.set):
         with console.status("Starting"):
-            from ..converter import Cancelled, clean_up
+            from ..converter import Cancelled, clean_up, parts
             from ..converter import convert as run
             from . import progress
 
@@ -355,9 +393,9 @@ def convert(
         try:
             done = progress.show(events, console)
         except Cancelled:
-            kept = paths.downloads.is_dir() and any(paths.downloads.iterdir())
+            kept = parts(paths.models) or (paths.downloads.is_dir() and any(paths.downloads.iterdir()))
             raise UserError(
-                "Stopped: the part that is downloaded is kept for the next try, nothing else was left behind."
+                "Stopped: the same command goes on from here within a week."
                 if kept
                 else "Stopped: nothing was left behind."
             ) from None
@@ -372,12 +410,22 @@ def convert(
 @models.callback(invoke_without_command=True)
 def list_models(
     ctx: typer.Context,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Say which fit into memory now, too; takes a few seconds.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
 ) -> None:
-    """List, remove and check the converted models. Without a command they are listed."""
+    """List, find, rename, remove and check models. Without a command those that are converted are listed."""
     if ctx.invoked_subcommand:
         return
-    library = scan(Paths.default().models)
+    paths = Paths.default()
+    library = scan(paths.models)
+    room: dict[str, Any] = {}
+    if fit:
+        from .fit import fits
+
+        settings = _load_settings(paths)
+        room = fits(library.models, settings.device, settings.dtype)
     for sentence in library.damage.values():
         typer.echo(f"warning: {one_line(sentence)}", err=True)
     rows = [
@@ -389,6 +437,8 @@ def list_models(
             "bytes": checkpoint.size,
             "context": checkpoint.config.max_position,
             "images": checkpoint.config.vision is not None,
+            "tokens_per_s": last_speed(checkpoint.path),
+            **({"fits": room[checkpoint.path.name].fits} if fit else {}),
             "source": checkpoint.manifest.source,
             "path": str(checkpoint.path),
         }
@@ -409,11 +459,23 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in ("Name", "Family", "Parameters", "Dtype", "Size", "Context", "Sees", "Source"):
-        is_number = header in ("Parameters", "Size", "Context")
+    fit = ["Fits"] if "fits" in rows[0] else []
+    for header in (
+        "Name",
+        "Family",
+        "Parameters",
+        "Dtype",
+        "Size",
+        "Context",
+        "Sees",
+        "Tok/s",
+        *fit,
+        "Source",
+    ):
+        is_number = header in ("Parameters", "Size", "Context", "Tok/s")
         table.add_column(header, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
-        cells = (
+        cells = [
             row["name"],
             row["family"],
             format_count(row["parameters"]),
@@ -421,11 +483,59 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
             format_bytes(row["bytes"]),
             f"{row['context']:,}",
             "text, images" if row["images"] else "text",
+            f"{row['tokens_per_s']:.1f}" if row["tokens_per_s"] else "",
+            *(["yes" if row["fits"] else "no"] if fit else []),
             row["source"],
-        )
+        ]
         table.add_row(*(Text(one_line(cell)) for cell in cells))
     # Into a file or a pipe, lines are as long as they need to be.
     Console(width=None if sys.stdout.isatty() else 1000).print(table)
+
+
+@models.command("found")
+def list_found() -> None:
+    """List the checkpoints on this machine that are not converted yet, by what to tell convert."""
+    from ..converter import find_local
+
+    paths = Paths.default()
+    with _console().status("Looking around"):
+        found = not_converted(find_local(_load_settings(paths).searched), scan(paths.models))
+    for local in found:
+        what = f"{local.family or 'GGUF'}, {format_bytes(local.size)}"
+        typer.echo(f"{one_line(shlex.quote(local.source))}  ({one_line(local.repo or local.name)}, {what})")
+    if not found:
+        typer.echo("There is none in the Hugging Face cache or the directories that the settings name.")
+
+
+@models.command("rename")
+def rename_model(
+    name: Annotated[str, typer.Argument(help="The model to rename.")],
+    new_name: Annotated[str, typer.Argument(help="Its new name.")],
+) -> None:
+    """Give a converted model another name; settings and conversations follow."""
+    import asyncio
+
+    from ..converter import rename
+    from .database import Database
+    from .settings import SettingsStore
+
+    paths = Paths.default()
+    rename(paths.models, name, new_name)
+    store = SettingsStore(paths.settings)
+    settings = store.load()
+    if settings.model == name:
+        store.save(settings.model_copy(update={"model": new_name}))
+
+    async def follow() -> None:
+        database = await Database.open(paths.database)
+        try:
+            await database.rename_model(name, new_name)
+        finally:
+            await database.close()
+
+    if paths.database.exists():
+        asyncio.run(follow())
+    typer.echo(f"Renamed {one_line(name)} to {new_name}.")
 
 
 @models.command("rm")
@@ -458,7 +568,7 @@ def verify_models(
         raise UserError(NO_MODEL)
     for checkpoint in checkpoints:
         try:
-            checkpoint.verify(force=True)
+            _verify(checkpoint)
         except UserError as error:
             damage.append(str(error))
         else:
@@ -469,6 +579,21 @@ def verify_models(
         typer.echo(f"error: {one_line(sentence)}", err=True)
     if damage:
         raise typer.Exit(1)
+
+
+def _verify(checkpoint: Checkpoint) -> None:
+    """Check a model's files, with a percentage on a terminal. Raises CheckpointError for a damaged one."""
+    done, name = 0, one_line(checkpoint.path.name)
+    with _console().status(f"Verifying {name}") as status:
+
+        def progress(count: int) -> None:
+            nonlocal done
+            done += count
+            status.update(
+                f"Verifying {name}: {done / checkpoint.size:.0%} of {format_bytes(checkpoint.size)}"
+            )
+
+        checkpoint.verify(force=True, progress=progress)
 
 
 @app.command()

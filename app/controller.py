@@ -9,21 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..engine.events import Failed, Finished, Loaded, LoadFailed, LoadProgress, ModelInfo, Thinking
-from ..engine.request import GenerationRequest, Message
+from ..engine.events import Event, Failed, Finished, Loaded, LoadFailed, LoadProgress, ModelInfo, Thinking
+from ..engine.request import GenerationRequest, Message, ScoreRequest
 from ..models.errors import UserError
 from . import exchange, tree
 from .attachments import Attachment, images_of
-from .database import Conversation, Database, Hit, Summary, Turn
+from .context import Overflow, plan
+from .database import Conversation, Database, Hit, PastReply, Summary, Turn
 from .events import (
     BranchShown,
     CannotSee,
+    ContextFull,
     ContextUsed,
     ControllerEvent,
     ConversationShown,
@@ -40,9 +43,11 @@ from .events import (
     Told,
     TurnAdded,
     TurnChanged,
+    TurnsLeftOut,
 )
 from .incoming import title_of
 from .overrides import parse
+from .pace import Pace
 from .replies import Inbox, Refused, follow
 from .titles import title_from, title_request
 
@@ -60,9 +65,16 @@ COUNT_AFTER_S = 0.2
 CLOSE_TIMEOUT_S = 5.0
 KNOWN_PROMPTS = 500
 FOUND_TURNS = 100
-STILL_WRITING = "The last reply is still being written: wait, or stop it with Esc."
-NO_MODEL = "No model is loaded: choose one with F3."
+STILL_WRITING = "The last reply is still being written: wait, or stop it with /stop."
+NO_MODEL = "No model is loaded: choose one with /model."
 INTERNAL_ERROR = "Something went wrong in the program itself; the log file has the details."
+
+
+def create_engine() -> EngineThread:
+    """The engine. Importing it imports torch, which takes seconds: call this off the event loop."""
+    from ..engine.thread import EngineThread
+
+    return EngineThread()
 
 
 class Controller:
@@ -96,10 +108,14 @@ class Controller:
         self._request_id: int | None = None
         self.model_name: str | None = None
         """The directory of the model that was loaded last."""
+        self._back_to: str | None = None
+        """The model that a load replaces, loaded again when it comes to nothing."""
         self._load: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
         """Set while it is known which model there is, if any: neither at the start nor during a load."""
         self._count: asyncio.Task[None] | None = None
+        self.pace = Pace()
+        """Of the reply being written, or of the last one."""
         self._draft = Message("user", "")
         self._saving_failed = False
         self._open = False
@@ -108,7 +124,9 @@ class Controller:
 
     @property
     def model(self) -> ModelInfo | None:
-        return self.engine.model if self.engine else None
+        """What is loaded, by the name of its directory (it may have been renamed since)."""
+        info = self.engine.model if self.engine else None
+        return replace(info, name=self.model_name) if info and self.model_name else info
 
     @property
     def replying(self) -> bool:
@@ -195,8 +213,19 @@ class Controller:
         """End their threads; the last thing to be done."""
         if self._remote is not None:
             self._remote.close()
-        if self._starting is not None and self._starting.done() and not self._starting.exception():
-            self._starting.result().close()
+        starting = self._starting
+        if starting and starting.done() and not starting.cancelled() and not starting.exception():
+            starting.result().close()
+
+    async def idle(self) -> None:
+        """Return when no reply is being written."""
+        if self._reply is not None:
+            await asyncio.wait([self._reply])
+
+    async def settled(self) -> None:
+        """Return when no model is being loaded, and the outcome is told."""
+        if self._load is not None:
+            await asyncio.wait([self._load])
 
     async def close(self) -> None:
         """Stop the reply, save what there is of it, close the database; then comes `close_engines`."""
@@ -216,9 +245,14 @@ class Controller:
     # The model
 
     async def load_model(self, name: str) -> None:
-        """Load a converted model, or connect to the endpoint of that name; returns at once, ModelReady or
-        ModelFailed tells the outcome."""
+        """Load a converted model, or connect to the endpoint of that name.
+
+        Returns at once; ModelReady or ModelFailed tells the outcome. When it fails or is cancelled, the
+        model that was loaded before is loaded again.
+        """
         await self.free_engine()
+        if self.model is not None:
+            self._back_to = self.model_name
         if self._load is not None and not self._load.done():
             self._load.cancel()
             if self.engine:
@@ -242,8 +276,13 @@ class Controller:
                     case Loaded():
                         await self.model_changed(name)
                     case LoadFailed(message):
-                        self._settled.set()
-                        await self._tell(ModelFailed(name, message))
+                        if self._back_to in (None, name):
+                            self._back_to = None
+                            self._settled.set()
+                            await self._tell(ModelFailed(name, message))
+                        else:
+                            await self._tell(Told(f"{name}: {message} Going back to {self._back_to}."))
+                            await self._load_model(self._back_to)
         except Exception:
             log.exception("loading %s failed", name)
             self._settled.set()
@@ -262,6 +301,32 @@ class Controller:
 
         return engine, LoadOptions(self.models_dir / name, self.settings.device, self.settings.dtype)
 
+    def cancel_load(self) -> None:
+        """Stop the load in progress, if any; what was loaded before comes back."""
+        if self.engine and self.loading:
+            self.engine.cancel_load()
+
+    async def unload(self) -> None:
+        """Have no model loaded."""
+        await self.free_engine()
+        if self.engine:
+            self.engine.unload()
+        self._back_to = self.model_name = None
+        await self._tell(ModelGone())
+
+    async def model_renamed(self, name: str, new_name: str) -> None:
+        """The directory `name` is called `new_name` now: conversations go on with it."""
+        if self.conversation.model == name:
+            self.conversation.model = new_name
+        with contextlib.suppress(_Told):
+            await self._attempt(self.database.rename_model(name, new_name))
+        if self._back_to == name:
+            self._back_to = new_name
+        if self.model_name == name:
+            self.model_name = new_name
+            if not self.loading:
+                await self.model_changed(new_name)
+
     async def free_engine(self) -> None:
         """Stop the reply that the engine is writing; one that waits for a model goes on waiting."""
         if self._request_id is not None:
@@ -269,7 +334,8 @@ class Controller:
 
     async def model_changed(self, name: str | None) -> None:
         """The engine now has the model `name`, loaded here or by the wizard; None: whatever it has."""
-        self.model_name = name or (self.model.name if self.model else None)
+        loaded = self.engine.model if self.engine else None
+        self.model_name = name or (loaded.name if loaded else None)
         self._settled.set()
         if self.model is None or self.model_name is None:
             await self._tell(ModelGone())
@@ -281,11 +347,27 @@ class Controller:
     # Settings and draft
 
     def set_settings(self, settings: Settings) -> None:
-        """Use other settings from the next reply on; a changed system prompt counts for this conversation."""
-        if settings.system_prompt != self.settings.system_prompt:
+        """Use other settings from the next reply on, in this conversation where it has none of its own."""
+        if self.conversation.system_prompt == self.settings.system_prompt:
             self.conversation.system_prompt = settings.system_prompt
         self.settings = settings
         self._count_soon()
+
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        """What this conversation has for itself, a system prompt included if it is another."""
+        prompt = self.conversation.system_prompt
+        own = {} if prompt == self.settings.system_prompt else {"system_prompt": prompt}
+        return self.conversation.overrides | own
+
+    async def use_own_settings(self, own: Mapping[str, Any]) -> None:
+        """Take `own` in place of what this conversation has for itself; see `own_settings`."""
+        if own != self.own_settings:
+            overrides = dict(own)
+            self.conversation.system_prompt = overrides.pop("system_prompt", self.settings.system_prompt)
+            self.conversation.overrides = overrides
+            await self._save_head()
+            self._count_soon()
 
     async def override(self, text: str) -> None:
         """Take a setting for this conversation alone, as `/set` is followed by; empty: tell those it has."""
@@ -347,6 +429,12 @@ class Controller:
         """The turns of all conversations in which these words are found."""
         with contextlib.suppress(_Told):
             return await self._attempt(self.database.search(text, FOUND_TURNS))
+        return []
+
+    async def past_replies(self, count: int) -> list[PastReply]:
+        """How the last replies of all conversations went, newest first; none when they cannot be read."""
+        with contextlib.suppress(_Told):
+            return await self._attempt(self.database.past_replies(count))
         return []
 
     async def pin_conversation(self, conversation_id: str, pinned: bool) -> None:
@@ -438,10 +526,10 @@ class Controller:
 
     async def _add_exchange(self, text: str, images: tuple[Attachment, ...] = ()) -> tuple[Turn, _Undo]:
         """The user's turn and the reply that is to be written."""
-        if not self.conversation.turns:
-            self.conversation.title = title_of(text or images[0].name)
         leaf = self._leaf
         user, reply = Turn("user", text, images=images), Turn("assistant", "", "streaming")
+        if leaf is None:
+            self.conversation.title = title_of(user.label)
         for turn in (user, reply):
             self.conversation.add(turn)
             await self._tell(TurnAdded(turn))
@@ -479,9 +567,10 @@ class Controller:
         if reply is not None and self.can_continue:
             await self._restart(reply, keep=True)
 
-    async def regenerate(self, turn: Turn | None = None) -> None:
+    async def regenerate(self, turn: Turn | None = None, begin: tuple[int, ...] = ()) -> None:
         """Answer anew, beside the reply `turn`, or to the message `turn`; without one, beside the last reply.
 
+        `begin` are tokens of the model that the new reply begins with.
         A last reply of which nothing had come, after an error, is written again in its place.
         """
         turn = turn or self.last_reply
@@ -494,10 +583,27 @@ class Controller:
         else:
             leaf = self._leaf
             self._cut(turn, keep=turn.role == "user")
-            reply = Turn("assistant", "", "streaming")
+            reply = Turn("assistant", "", "streaming", token_ids=begin)
             self.conversation.add(reply)
             await self._tell(BranchShown(self.conversation))
             self._start(reply, _Undo(leaf=leaf, added=(reply,)))
+
+    async def score(self, turn: Turn) -> AsyncIterator[Event]:
+        """Have the model read a reply again: PrefillProgress, and at the end Scored or Failed."""
+        if self.engine is None:
+            yield Failed(0, NO_MODEL, "")
+            return
+        turns = self.conversation.turns
+        before = self._messages(turns[: next(at for at, other in enumerate(turns) if other.id == turn.id)])
+        reply = Message("assistant", turn.text, turn.thinking.text)
+        inbox = Inbox()
+        request_id = self.engine.score(ScoreRequest((*before, reply), turn.token_ids), inbox.sink)
+        try:
+            async for events in inbox.batches():
+                for event in events:
+                    yield event
+        finally:  # also when nobody wants to know any more
+            self.engine.cancel(request_id)
 
     async def edit(self, turn: Turn, text: str) -> None:
         """Put `text` beside a turn as another branch. A message is answered; a reply stands as it is."""
@@ -573,7 +679,7 @@ class Controller:
         before = replace(reply)
         reply.status, reply.note = "streaming", ""
         if not keep:
-            reply.text, reply.thinking, reply.figures = "", Thinking(), None
+            reply.text, reply.thinking, reply.figures, reply.token_ids = "", Thinking(), None, ()
         await self._tell(TurnChanged(reply))
         self._start(reply, _Undo(before=before))
 
@@ -604,7 +710,7 @@ class Controller:
             if self._stop.is_set():
                 reply.status = "stopped"
             elif self.engine is None or self.model is None:
-                raise Refused(Told("The model could not be loaded: choose another with F3.", "error"))
+                raise Refused(Told("The model could not be loaded: choose another with /model.", "error"))
             elif exchange[0].images and not self.model.sees_images:
                 raise Refused(CannotSee(self.model.name))
             else:
@@ -615,24 +721,32 @@ class Controller:
                 conversation.settings = asdict(params)
                 begun = [Message("assistant", reply.text, reply.thinking.text)] if reply.has_begun else []
                 request = GenerationRequest(
-                    (*self._messages(conversation.turns[:-1]), *begun),
+                    (*self._messages(conversation.read_turns[:-1]), *begun),
                     params,
                     continue_last=bool(begun),
+                    begin=() if begun else reply.token_ids,
                     thinking=settings.think,
                 )
                 inbox = Inbox()
                 self._request_id = self.engine.submit(request, inbox.sink)
                 if self._stop.is_set():
                     self.engine.cancel(self._request_id)
+                self.pace = Pace(time.monotonic())
                 await follow(
                     inbox,
                     reply,
                     self.model.max_context,
+                    self.pace,
                     self._tell,
                     partial(self._save, conversation, [reply]),
                 )
         except Refused as refused:
-            await self._take_back(conversation, reply, undo, refused.why)
+            told = isinstance(refused.why, Told)
+            overflow = await self._overflow(conversation) if told else None
+            await self._take_back(conversation, reply, undo, None if overflow else refused.why)
+            if overflow:
+                beside = exchange[0] if undo.added == (reply,) else None
+                await self._tell(ContextFull(overflow, undo.prompt, beside))
             self._count_soon()
             return
         except asyncio.CancelledError:  # the app is closing and the engine did not answer in time
@@ -644,6 +758,8 @@ class Controller:
             self._request_id = None
         await self._save(conversation, exchange)
         await self._tell(TurnChanged(reply))
+        if self.model is None and not self.loading:  # the engine had to drop it
+            await self._tell(ModelGone())
         self._count_soon()
 
     async def _model_loaded(self) -> None:
@@ -656,19 +772,20 @@ class Controller:
 
     async def _tell_unseen(self, conversation: Conversation, model: ModelInfo) -> None:
         """Earlier turns may have images for a model that was there before."""
-        if not model.sees_images and any(turn.images for turn in conversation.turns):
+        if not model.sees_images and any(turn.images for turn in conversation.read_turns):
             await self._tell(
                 Told(f"{model.name} reads text only: it answers without this conversation's images.")
             )
 
     async def _take_back(
-        self, conversation: Conversation, reply: Turn, undo: _Undo, why: Told | CannotSee
+        self, conversation: Conversation, reply: Turn, undo: _Undo, why: Told | CannotSee | None
     ) -> None:
         """The request was refused: leave everything as it was before it."""
-        await self._tell(why)
+        if why is not None:
+            await self._tell(why)
         if (before := undo.before) is not None:
             reply.text, reply.thinking, reply.figures = before.text, before.thinking, before.figures
-            reply.status, reply.note = before.status, before.note
+            reply.status, reply.note, reply.token_ids = before.status, before.note, before.token_ids
             await self._save(conversation, [reply])
             await self._tell(TurnChanged(reply))
             return
@@ -683,7 +800,7 @@ class Controller:
             await self._attempt(self.database.remove_turns(conversation, undo.added))
 
     def _messages(self, turns: Sequence[Turn]) -> tuple[Message, ...]:
-        """The conversation for the engine: of replies the answers, and none of those that came to none.
+        """Turns for the engine: of replies the answers, and none of those that came to none.
 
         Images are left out for a model that reads text only.
         """
@@ -694,6 +811,36 @@ class Controller:
             Message(turn.role, turn.text, images=images_of(turn.images) if sees else ()) for turn in turns
         ]
         return (*system, *(message for message in said if message.content or message.images))
+
+    # The end of the context
+
+    async def leave_out(self, turns: int) -> None:
+        """Have the model read the branch only from there on; the turns before stay in it."""
+        self.conversation.leave_out(turns)
+        await self._save(self.conversation, [])
+        await self._tell(TurnsLeftOut())
+        self._count_soon()
+
+    async def _overflow(self, conversation: Conversation) -> Overflow | None:
+        """What can be done about a request that does not fit; None when that was not the reason."""
+        engine, model = self.engine, self.model
+        if engine is None or model is None:
+            return None
+        turns, done, limit = list(conversation.turns), conversation.left_out, model.max_context
+
+        def count(read: Sequence[Turn]) -> int:
+            return engine.count_tokens(self._messages(read))
+
+        try:
+            used = await asyncio.to_thread(count, turns[done:])
+            if used < limit:
+                return None
+            planned = await asyncio.to_thread(plan, turns, done, limit, count)
+        except UserError:
+            return None
+        left_out, after = planned or (0, used)
+        questions = tuple(turn.label for turn in turns[done:left_out] if turn.role == "user")
+        return Overflow(used, limit, left_out, questions, after)
 
     # Tokens
 
@@ -709,8 +856,8 @@ class Controller:
         images = self._draft.images if self.model.sees_images else ()
         draft = (replace(self._draft, images=images),) if self._draft.content.strip() or images else ()
         used, limit = 0, self.model.max_context
-        if self.conversation.turns or draft:
-            messages = (*self._messages(self.conversation.turns), *draft)
+        if (read := self.conversation.read_turns) or draft:
+            messages = (*self._messages(read), *draft)
             try:
                 used = await asyncio.to_thread(self.engine.count_tokens, messages)
             except UserError:  # sending it will say what is wrong

@@ -91,6 +91,10 @@ MIGRATIONS = (
         INSERT INTO search (rowid, content) VALUES (new.rowid, new.content);
     END;
     """,
+    # The last message that the model no longer reads, with all before it; NULL: it reads all.
+    "ALTER TABLE conversations ADD COLUMN unread_id TEXT",
+    # JSON list of the token ids that a reply was generated as; NULL: not known.
+    "ALTER TABLE messages ADD COLUMN token_ids TEXT",
 )
 _SAVE_BRANCH = "UPDATE conversations SET leaf_id = ? WHERE id = ?"
 
@@ -115,8 +119,16 @@ class Turn:
     created: float = field(default_factory=time.time)
     thinking: Thinking = field(default_factory=Thinking)
     images: tuple[Attachment, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    """The tokens that a reply was generated as, empty if they are not known; before it has begun, those that
+    it is to begin with."""
     parent_id: str | None = None
     """The turn before; Conversation.add sets it."""
+
+    @property
+    def label(self) -> str:
+        """What a list calls it: its text, or the name of its first image where there is only that."""
+        return self.text or next((image.name for image in self.images), "")
 
     @property
     def has_begun(self) -> bool:
@@ -144,12 +156,29 @@ class Conversation:
     """Messages that are to be sent once the reply has ended."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Settings by name that count here instead of the user's general ones."""
+    unread_id: str | None = None
+    """The last turn that the model no longer reads, with all before it, since they do not fit its context."""
 
     def __post_init__(self) -> None:
         if not self.all_turns:
             turns, self.turns = self.turns, []
             for turn in turns:
                 self.add(turn)
+
+    @property
+    def left_out(self) -> int:
+        """So many turns of the branch the model no longer reads; in another branch it may read them all."""
+        ids = [turn.id for turn in self.turns]
+        return ids.index(self.unread_id) + 1 if self.unread_id in ids else 0
+
+    @property
+    def read_turns(self) -> list[Turn]:
+        """The turns of the branch that the model reads."""
+        return self.turns[self.left_out :]
+
+    def leave_out(self, count: int) -> None:
+        """Have the model read the branch only after its first `count` turns."""
+        self.unread_id = self.turns[count - 1].id if count else None
 
     def add(self, turn: Turn) -> None:
         """Add a turn after the last one that is shown."""
@@ -192,6 +221,15 @@ class Hit:
     title: str
     role: Role
     snippet: str
+
+
+@dataclass(frozen=True)
+class PastReply:
+    """How a reply went; `model` is the one that its conversation used last."""
+
+    created: float
+    model: str
+    figures: Usage
 
 
 class Database:
@@ -290,6 +328,7 @@ class Database:
                 "created": turn.created,
                 "thinking": json.dumps(asdict(turn.thinking)) if turn.thinking.text else None,
                 "images": _stored_images(turn.images),
+                "token_ids": json.dumps(turn.token_ids) if turn.token_ids else None,
                 "owner": self._instance.id if self._instance and turn.status == "streaming" else None,
             }
             for turn in turns
@@ -302,13 +341,14 @@ class Database:
                 problem = error
             await run.execute(
                 "INSERT INTO conversations "
-                "(id, title, created, updated, model, settings, system_prompt, leaf_id, queue, overrides) "
-                "VALUES (:id, :title, :created, :updated, :model, :settings, :system_prompt, :leaf_id, "
-                ":queue, :overrides) "
+                "(id, title, created, updated, model, settings, system_prompt, leaf_id, queue, overrides, "
+                "unread_id) VALUES (:id, :title, :created, :updated, :model, :settings, :system_prompt, "
+                ":leaf_id, :queue, :overrides, :unread_id) "
                 "ON CONFLICT (id) DO UPDATE SET "
                 "title = excluded.title, updated = excluded.updated, model = excluded.model, "
                 "settings = excluded.settings, system_prompt = excluded.system_prompt, "
                 "leaf_id = excluded.leaf_id, queue = excluded.queue, overrides = excluded.overrides, "
+                "unread_id = excluded.unread_id, "
                 "deleted = NULL",  # what is still written to is wanted, in this window or in another
                 {
                     "id": conversation.id,
@@ -321,16 +361,18 @@ class Database:
                     "leaf_id": _leaf_id(conversation),
                     "queue": json.dumps(conversation.queue),
                     "overrides": json.dumps(conversation.overrides),
+                    "unread_id": conversation.unread_id,
                 },
             )
             await run.executemany(
                 "INSERT INTO messages (id, conversation_id, parent_id, position, role, content, status, "
-                "note, figures, created, thinking, images, owner) VALUES "
+                "note, figures, created, thinking, images, token_ids, owner) VALUES "
                 "(:id, :conversation_id, :parent_id, :position, :role, :content, :status, "
-                ":note, :figures, :created, :thinking, :images, :owner) "
+                ":note, :figures, :created, :thinking, :images, :token_ids, :owner) "
                 "ON CONFLICT (id) DO UPDATE SET "
                 "content = excluded.content, status = excluded.status, note = excluded.note, "
-                "figures = excluded.figures, thinking = excluded.thinking, owner = excluded.owner",
+                "figures = excluded.figures, thinking = excluded.thinking, token_ids = excluded.token_ids, "
+                "owner = excluded.owner",
                 rows,
             )
         if problem:
@@ -360,24 +402,25 @@ class Database:
         """
         with _translated():
             cursor = await self._connection.execute(
-                "SELECT title, created, model, settings, system_prompt, leaf_id, queue, overrides "
+                "SELECT title, created, model, settings, system_prompt, leaf_id, queue, overrides, unread_id "
                 "FROM conversations WHERE id = ?",
                 (conversation_id,),
             )
             found = await cursor.fetchone()
             rows = await self._connection.execute_fetchall(
-                "SELECT role, content, status, note, figures, id, created, thinking, images, parent_id "
-                "FROM messages WHERE conversation_id = ? ORDER BY position, rowid",
+                "SELECT role, content, status, note, figures, id, created, thinking, images, token_ids, "
+                "parent_id FROM messages WHERE conversation_id = ? ORDER BY position, rowid",
                 (conversation_id,),
             )
         if found is None:
             raise UserError("That conversation is no longer there: choose another.")
-        title, created, model, settings, system_prompt, leaf_id, queue, overrides = found
+        title, created, model, settings, system_prompt, leaf_id, queue, overrides, unread_id = found
         turns = []
-        for role, content, status, note, figures, turn_id, when, thinking, stored, parent in rows:
+        for role, content, status, note, figures, turn_id, when, thinking, stored, ids, parent in rows:
             images = [await asyncio.to_thread(self._images.get, image) for image in _images(stored)]
             turn = Turn(role, content, status, note, _figures(figures), turn_id, when, _thinking(thinking))
-            turns.append(replace(turn, images=tuple(images), parent_id=parent))
+            token_ids = tuple(json.loads(ids or "[]"))
+            turns.append(replace(turn, images=tuple(images), token_ids=token_ids, parent_id=parent))
         conversation = Conversation(
             title,
             system_prompt,
@@ -388,6 +431,7 @@ class Database:
             all_turns=turns,
             queue=json.loads(queue),
             overrides=json.loads(overrides),
+            unread_id=unread_id,
         )
         if turns:
             conversation.show(next((turn for turn in turns if turn.id == leaf_id), turns[-1]))
@@ -415,6 +459,17 @@ class Database:
             )
         return [Summary(*row) for row in rows]
 
+    async def past_replies(self, count: int) -> list[PastReply]:
+        """The last replies of all conversations, newest first."""
+        with _translated():
+            rows = await self._connection.execute_fetchall(
+                "SELECT messages.created, conversations.model, figures FROM messages "
+                "JOIN conversations ON conversations.id = conversation_id "
+                "WHERE figures IS NOT NULL AND deleted IS NULL ORDER BY messages.created DESC LIMIT ?",
+                (count,),
+            )
+        return [PastReply(created, model, Usage(**json.loads(figures))) for created, model, figures in rows]
+
     async def search(self, text: str, limit: int) -> list[Hit]:
         """The turns with words that begin as those of `text` do, all of them; the best first."""
         words = [word.replace('"', '""') for word in text.split() if any(map(str.isalnum, word))]
@@ -439,6 +494,11 @@ class Database:
     async def rename(self, conversation_id: str, title: str) -> None:
         async with self._transaction() as run:
             await run.execute("UPDATE conversations SET title = ? WHERE id = ?", (title, conversation_id))
+
+    async def rename_model(self, name: str, new_name: str) -> None:
+        """Have the conversations of the model `name` know it by its new name."""
+        async with self._transaction() as run:
+            await run.execute("UPDATE conversations SET model = ? WHERE model = ?", (new_name, name))
 
     async def delete(self, conversation_id: str) -> None:
         """Take a conversation out of the list; `restore` undoes it until `purge` removes it."""

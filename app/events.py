@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..engine.events import ModelInfo
 from .attachments import Attachment
+from .context import Overflow
 from .database import Conversation, Turn
 
 
@@ -48,6 +49,7 @@ class PromptRead:
 
     done: int
     total: int
+    tokens_per_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,22 @@ class ContextUsed:
 
 
 @dataclass(frozen=True)
+class ContextFull:
+    """What was asked for does not fit the context, and was not begun: the user has to choose."""
+
+    overflow: Overflow
+    prompt: PromptReturned | None
+    """The message that could not be sent; None when a reply was to be continued or written anew."""
+    question: Turn | None
+    """What was to be answered beside the replies that it has; None: the last reply was to go on."""
+
+
+@dataclass(frozen=True)
+class TurnsLeftOut:
+    """The model reads less of the conversation than before."""
+
+
+@dataclass(frozen=True)
 class Told:
     """Something the user should know."""
 
@@ -169,6 +187,8 @@ ControllerEvent = (
     | ModelFailed
     | ModelGone
     | ContextUsed
+    | ContextFull
+    | TurnsLeftOut
     | Told
 )
 Listener = Callable[[ControllerEvent], Awaitable[None]]

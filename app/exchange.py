@@ -163,6 +163,7 @@ def _from_dict(values: dict[str, Any]) -> Conversation:
     if not read.all_turns:
         raise ValueError("no turns")
     read.id = Conversation().id
+    read.unread_id = new.get(read.unread_id)
     leaf = new.get(str(leaf_id))
     read.show(next((turn for turn in read.all_turns if turn.id == leaf), read.all_turns[-1]))
     return read

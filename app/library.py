@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..models.checkpoint import MANIFEST, Checkpoint
 from ..models.errors import CheckpointError, UserError
 
+if TYPE_CHECKING:
+    from ..converter import Local
+
 NO_MODEL = "There is no converted model yet: run lite-llama-tui convert demo to get the demo model."
+
+_SPEED = ".speed.json"
+"""Beside the model's files, as .verified.json is: it moves with the model and goes with it."""
 
 
 @dataclass(frozen=True)
@@ -72,3 +82,25 @@ def _is_model(path: Path) -> bool:
 
 def _names(library: Library) -> str:
     return ", ".join(checkpoint.path.name for checkpoint in library.models)
+
+
+def remember_speed(path: Path, tokens_per_s: float) -> None:
+    """Note how fast the model in `path` wrote its last reply."""
+    with contextlib.suppress(OSError):  # a read-only model directory has no last speed
+        (path / _SPEED).write_text(json.dumps({"tokens_per_s": tokens_per_s}), encoding="utf-8")
+
+
+def last_speed(path: Path) -> float | None:
+    """Tokens per second of the last reply of the model in `path`, None when there was none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return float(json.loads((path / _SPEED).read_text(encoding="utf-8"))["tokens_per_s"])
+    return None
+
+
+def not_converted(found: Iterable[Local], library: Library) -> list[Local]:
+    """Those checkpoints that no model of the library was made from."""
+    made = {(model.manifest.source, model.manifest.revision) for model in library.models}
+    sources = {source for source, _ in made}
+    return [
+        local for local in found if local.source not in sources and (local.repo, local.revision) not in made
+    ]

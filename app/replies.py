@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
@@ -16,15 +17,18 @@ from ..engine.events import (
     LoadFailed,
     PrefillProgress,
     Queued,
+    Scored,
     TextDelta,
     Thinking,
     ThinkingDelta,
 )
 from .database import Status, Turn
 from .events import CannotSee, ContextUsed, Listener, PromptRead, TextAdded, ThinkingAdded, Told
+from .pace import Pace
 
 TELL_EVERY_S = 0.1
-SAVE_EVERY_S = 1.0
+SAVE_EVERY_S = 0.7
+"""With TELL_EVERY_S and the writing itself, a killed program loses at most the last second."""
 _STATUS: dict[str, Status] = {"stop": "complete", "length": "length", "cancelled": "stopped"}
 
 
@@ -33,19 +37,21 @@ class Inbox:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._events: list[Event] = []
+        self._events: deque[Event] = deque()
         self._any = asyncio.Event()
         self._last = asyncio.Event()
 
     def sink(self, event: Event) -> None:
-        """Called on the engine's thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the app is gone
-            self._loop.call_soon_threadsafe(self._receive, event)
-
-    def _receive(self, event: Event) -> None:
+        """Called on the engine's thread. The loop is woken for a batch's first event, and for the last."""
         self._events.append(event)
+        last = isinstance(event, Finished | Failed | Scored | Loaded | LoadFailed)
+        if last or len(self._events) == 1:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the app is gone
+                self._loop.call_soon_threadsafe(self._wake, last)
+
+    def _wake(self, last: bool) -> None:
         self._any.set()
-        if isinstance(event, Finished | Failed | Loaded | LoadFailed):
+        if last:
             self._last.set()
 
     async def batches(self) -> AsyncIterator[list[Event]]:
@@ -53,8 +59,11 @@ class Inbox:
         while True:
             await self._any.wait()
             self._any.clear()
-            events, self._events = self._events, []
-            yield events
+            events = []
+            while self._events:  # to the last: what comes when there is none wakes the loop again
+                events.append(self._events.popleft())
+            if events:
+                yield events
             if self._last.is_set() and not self._events:
                 return
             with contextlib.suppress(TimeoutError):
@@ -72,12 +81,14 @@ async def follow(
     inbox: Inbox,
     reply: Turn,
     limit: int,
+    pace: Pace,
     tell: Listener,
     save: Callable[[], Awaitable[None]],
 ) -> None:
     """Take the engine's events until the reply ends: change the turn, tell of it, save each SAVE_EVERY_S.
 
-    `limit` is the model's context in tokens. Raises Refused when the reply does not even begin.
+    `limit` is the model's context in tokens; `pace` is told when tokens come. Raises Refused when
+    the reply does not even begin.
     """
     start, thinking, prompt_tokens, saved_at = replace(reply), Thinking(), None, time.monotonic()
     async for events in inbox.batches():
@@ -86,13 +97,15 @@ async def follow(
             match event:
                 case Queued(prompt_tokens=prompt_tokens):
                     await tell(ContextUsed(prompt_tokens, limit))
-                case PrefillProgress(done=done, total=total):
-                    await tell(PromptRead(done, total))
+                case PrefillProgress(done=done, total=total, tokens_per_s=rate):
+                    await tell(PromptRead(done, total, rate))
                 case ThinkingDelta():
                     so_far, last = thinking.text + event.text, event
+                    pace.add(event.completion_tokens, event.time)
                     thinking = Thinking(so_far, event.thinking_tokens, event.thinking_s)
                 case TextDelta():
                     text, last = text + event.text, event
+                    pace.add(event.completion_tokens, event.time)
                 case Finished():
                     _finish(reply, start, event, limit)
                 case Failed(message=message) if prompt_tokens is None:
@@ -120,6 +133,10 @@ def _take(reply: Turn, start: Turn, event: Finished | Failed) -> None:
     """Set the reply to what it was at the start and what the engine has added."""
     reply.text = start.text + event.text
     reply.thinking = start.thinking + event.thinking
+    if isinstance(event, Finished) and (start.token_ids or not start.has_begun):
+        reply.token_ids = start.token_ids + event.token_ids
+    else:
+        reply.token_ids = ()
 
 
 def _finish(reply: Turn, start: Turn, event: Finished, limit: int) -> None:
@@ -127,6 +144,6 @@ def _finish(reply: Turn, start: Turn, event: Finished, limit: int) -> None:
     reply.status = _STATUS[event.reason]
     reply.figures = usage = event.usage
     if event.reason == "length" and usage.prompt_tokens + usage.completion_tokens >= limit:
-        reply.note = f"The context of {limit:,} tokens is full: start a new conversation to go on."
+        reply.note = f"The context of {limit:,} tokens is full: go on, and choose what to leave out."
     elif event.reason == "length":
         reply.note = f"The reply reached its limit of {usage.completion_tokens:,} tokens."

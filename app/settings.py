@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import tomlkit
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 from tomlkit.exceptions import TOMLKitError
 
 from ..engine.request import SamplingParams
@@ -26,6 +26,8 @@ from ..models.errors import UserError
 
 ENV_PREFIX = "LITE_LLAMA_"
 _PARAMS = tuple(field.name for field in fields(SamplingParams))
+AUTO = "auto"
+_APPEARANCE = "Appearance"
 _SAMPLING = "Sampling · left alone, the model's own defaults count"
 _HEADER = "Settings of lite-llama-tui. Comments that you add are kept."
 
@@ -34,12 +36,13 @@ _HEADER = "Settings of lite-llama-tui. Comments that you add are kept."
 class Form:
     """How the settings screen shows a field: under which heading, and with what widget.
 
-    `auto` follows the type (a list for a Literal, else one line); `text` is several lines, `theme` lists the
-    app's themes. A field without a Form is not shown.
+    `auto` follows the type (a list for a Literal, else one line); `text` is several lines; `theme` lists the
+    app's themes and AUTO, `dark theme` and `light theme` those of a kind. A field without a Form is not
+    shown.
     """
 
     group: str
-    widget: Literal["auto", "text", "theme"] = "auto"
+    widget: Literal["auto", "text", "theme", "dark theme", "light theme"] = "auto"
 
 
 class Settings(BaseSettings):
@@ -115,10 +118,35 @@ class Settings(BaseSettings):
         title="Number format",
         description="How numbers are computed; auto suits model and device. Counts from the next load.",
     )
-    theme: Annotated[str, Form("Appearance", "theme")] = Field(
-        default="lite-llama-dark", min_length=1, title="Theme", description="The colours of the app."
+    checkpoint_directories: Annotated[str, Form("Model", "text")] = Field(
+        default="",
+        title="Checkpoint directories",
+        description="Searched for checkpoints to convert, one a line; the Hugging Face cache always is.",
+    )
+    theme: Annotated[str, Form(_APPEARANCE, "theme")] = Field(
+        default=AUTO,
+        min_length=1,
+        title="Theme",
+        description="The colours of the app; auto goes by the terminal, dark or light.",
+    )
+    dark_theme: Annotated[str, Form(_APPEARANCE, "dark theme")] = Field(
+        default="lite-llama-dark", min_length=1, title="Dark theme", description="For auto and Ctrl+T."
+    )
+    light_theme: Annotated[str, Form(_APPEARANCE, "light theme")] = Field(
+        default="lite-llama-light", min_length=1, title="Light theme", description="For auto and Ctrl+T."
+    )
+    motion: Annotated[Literal["full", "reduced"], Form(_APPEARANCE)] = Field(
+        default="full",
+        title="Motion",
+        description="Reduced: nothing blinks, glides or spins.",
     )
     model: str | None = Field(default=None, title="Model", description="The model that was used last.")
+    keys: Annotated[dict[str, Any], NoDecode] = Field(
+        default={}, title="Keys", description="Other keys for actions; see app/keymap.py."
+    )
+    presets: Annotated[dict[str, Any], NoDecode] = Field(
+        default={}, title="Presets", description="The user's presets; see app/presets.py."
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -131,6 +159,12 @@ class Settings(BaseSettings):
     def think(self) -> bool | None:
         """The setting `thinking` as a GenerationRequest takes it."""
         return {"auto": None, "on": True, "off": False}[self.thinking]
+
+    @property
+    def searched(self) -> tuple[Path, ...]:
+        """The setting `checkpoint_directories` as paths."""
+        lines = (line.strip() for line in self.checkpoint_directories.splitlines())
+        return tuple(Path(line) for line in lines if line)
 
     def chosen_params(self) -> dict[str, Any]:
         """What the user has set for sampling, by SamplingParams' names.
@@ -172,6 +206,8 @@ def requirement(name: str) -> str:
     if values := choices(field):
         return f"one of {', '.join(values)}"
     types = get_args(field.annotation) or (field.annotation,)
+    if get_origin(field.annotation) is dict:
+        return "a table"
     if str in types:
         return "text"
     what = "a whole number" if int in types else "a number"
@@ -227,6 +263,7 @@ class SettingsStore:
         before = self._loaded or self.load()
         document, problem = self._read()  # again, because the user may have edited the file in the meantime
         changed = {name for name in Settings.model_fields if getattr(settings, name) != getattr(before, name)}
+        changed |= before.model_fields_set - settings.model_fields_set  # set back to what counts without it
         # A wrong value in the file is mended by what the user has now seen and saved in its place.
         changed |= set(invalid(document.unwrap())) - set(EnvSettingsSource(Settings)())
         try:
@@ -234,7 +271,8 @@ class SettingsStore:
                 os.replace(self.path, self.path.with_name(self.path.name + ".broken"))
             for name in Settings.model_fields:
                 if name in changed:
-                    _set(document, name, getattr(settings, name))
+                    value = getattr(settings, name) if name in settings.model_fields_set else None
+                    _set(document, name, value)
             if changed or problem:
                 replace_file(self.path, tomlkit.dumps(document))
         except OSError as error:
@@ -269,10 +307,20 @@ class SettingsStore:
         return {name: values[name] for name in Settings.model_fields if name in values and name not in bad}
 
 
-def _set(document: tomlkit.TOMLDocument, name: str, value: object) -> None:
-    """Set a key in place. TOML has no null: a value of None takes the key away."""
+def _set(document: MutableMapping[str, Any], name: str, value: object) -> None:
+    """Set a key in place, in a table those alone that differ.
+
+    TOML has no null: a value of None takes the key away, in a table one that is not in `value`.
+    """
     if value is None:
         document.pop(name, None)
+    elif isinstance(value, dict):
+        if not isinstance(document.get(name), MutableMapping):
+            document[name] = tomlkit.table()
+        table = document[name]
+        for key in {**table, **value}:
+            if key not in value or key not in table or table[key] != value[key]:
+                _set(table, key, value.get(key))
     elif isinstance(value, str) and "\n" in value:
         document[name] = tomlkit.string(value, multiline=True)
     else:

@@ -4,19 +4,47 @@ from __future__ import annotations
 
 import re
 
-# C0 and C1 control characters but tab and newline, and lone surrogates: they move the cursor, set the
-# window's title, or cannot be encoded at all. A model's reply or a file's name may hold any of them.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# What some terminals and many programs take for the end of a line.
+_LINE_ENDS = re.compile(r"\r\n|\u2028|\u2029")
+# A model's reply or a file's name may hold any of these. C0 and C1 control characters but tab and newline
+# move the cursor or set the window's title, and lone surrogates cannot be encoded at all.
+_CONTROLS = (
+    r"\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"
+    # These change the direction of the text after them, so that it reads as something that it is not.
+    r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+    # Nobody sees these, and text may be hidden in them. (Joiners stay: some scripts and emoji need them.)
+    r"\u200b\u2060-\u2064\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
+)
+_ACTIVE = re.compile(f"[{_CONTROLS}]")
+_ACTIVE_IN_A_LINE = re.compile(f"[{_CONTROLS}\t\n]")
 
 
 def inert(text: str) -> str:
-    """`text` without the characters that a terminal acts on; newlines and tabs stay."""
-    return _CONTROLS.sub("", text)
+    """`text` without the characters that a terminal acts on or nobody sees; newlines and tabs stay."""
+    return _ACTIVE.sub("", _LINE_ENDS.sub("\n", text))
+
+
+def is_inert_line(text: str) -> bool:
+    """Whether a terminal only shows `text`, in the line where it is written."""
+    return _ACTIVE_IN_A_LINE.search(text) is None
 
 
 def one_line(text: str) -> str:
     """`text` as one inert line."""
     return " ".join(inert(text).split())
+
+
+_SIGNS = {" ": "·", "\n": "⏎", "\t": "⇥"}
+
+
+def visible(text: str) -> str:
+    """`text` with a sign for each blank, and the code of each character that would not be seen."""
+    return "".join(_SIGNS.get(c) or (c if c.isprintable() else f"<{ord(c):x}>") for c in text)
+
+
+def format_percent(share: float) -> str:
+    """A share of 1: 62.1%, <0.1%."""
+    return "<0.1%" if 0 < share < 0.0005 else f"{100 * share:.1f}%"
 
 
 def format_tokens(count: int) -> str:

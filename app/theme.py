@@ -1,8 +1,12 @@
-"""The app's own two themes: wool on slate, and ink on paper."""
+"""The app's own two themes, wool on slate and ink on paper, and which theme the settings mean."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from textual.theme import Theme
+
+from .settings import AUTO, Settings
 
 DARK = Theme(
     name="lite-llama-dark",
@@ -71,3 +75,12 @@ LIGHT = Theme(
 )
 
 THEMES = (DARK, LIGHT)
+
+
+def theme_for(settings: Settings, available: Mapping[str, Theme], *, dark: bool) -> str:
+    """The name of the theme to show on a terminal that is `dark` or not; ours for one that is not there."""
+    if settings.theme != AUTO:
+        name = settings.theme
+    else:
+        name = settings.dark_theme if dark else settings.light_theme
+    return name if name in available else (DARK if dark else LIGHT).name

@@ -8,43 +8,58 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from textual import work
+from textual import events, on, work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.constants import TEXTUAL_ANIMATIONS
+from textual.filter import LineFilter
 from textual.keys import Keys
 from textual.screen import Screen
+from textual.widgets import Input, TextArea
 
+from ..engine.events import Usage
 from ..models.errors import UserError
-from . import clipboard
-from .actions import ACTIONS
-from .controller import INTERNAL_ERROR, Controller
-from .database import open_or_replace
-from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told
-from .library import scan
+from ..models.units import format_bytes
+from . import clipboard, keymap, presets, terminal
+from .actions import ACTIONS, key_name
+from .controller import INTERNAL_ERROR, Controller, create_engine
+from .database import Turn, open_or_replace
+from .driver import TerminalDriver
+from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told, TurnChanged
+from .guard import Guard
+from .library import remember_speed, scan
 from .paths import Paths
 from .remote.endpoint import Endpoints
 from .screens.chat import ChatScreen
 from .screens.conversations import ConversationsScreen
+from .screens.figures import FiguresScreen
 from .screens.help import HelpScreen
 from .screens.images import ImagesScreen, SeeingModelsScreen
-from .settings import Settings, SettingsStore
-from .theme import DARK, LIGHT, THEMES
+from .settings import AUTO, Settings, SettingsStore
+from .theme import THEMES, theme_for
 from .widgets.graphics import graphics_widget
+from .widgets.prompt import PromptInput
 
 if TYPE_CHECKING:
+    from ..converter import Local, Part
     from ..engine.thread import EngineThread
 
 log = logging.getLogger(__name__)
 
 
-def run(paths: Paths, model: str | None = None) -> int:
+def run(
+    paths: Paths, model: str | None = None, create_engine: Callable[[], EngineThread] = create_engine
+) -> int:
     """Open the app until the user quits; returns the exit code. `model` names the model to load."""
+    terminal.mend()
     recognise_alt_enter()
+    terminal.understand_notifications()
     graphics_widget()  # asks the terminal, while it still answers
-    app = LiteLlamaApp(paths, model)
+    app = LiteLlamaApp(paths, model, create_engine, dark=terminal.is_dark())
     app.run()
     app.controller.close_engines()
     return app.return_code or 0
@@ -63,27 +78,24 @@ def recognise_alt_enter() -> None:
         table.setdefault("\x1b\r", (Keys.ControlJ,))
 
 
-def create_engine() -> EngineThread:
-    """The engine. Importing it imports torch, which takes seconds: call this off the event loop."""
-    from ..engine.thread import EngineThread
-
-    return EngineThread()
-
-
 class LiteLlamaApp(App[None]):
     """Start and end, the dialogs around the chat, and the themes."""
 
     TITLE = "lite-llama"
     CSS_PATH = "app.tcss"
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+q", "quit", "Quit", priority=True)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        replace(each.binding, action="quit", priority=True) for each in ACTIONS if each.name == "app.quit"
+    ]
 
     def __init__(
         self,
         paths: Paths,
         model: str | None = None,
         create_engine: Callable[[], EngineThread] = create_engine,
+        *,
+        dark: bool | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(driver_class=TerminalDriver)
         self.paths = paths
         self._wanted_model = model
         self._store = SettingsStore(paths.settings)
@@ -93,13 +105,19 @@ class LiteLlamaApp(App[None]):
         )
         self._chat = ChatScreen(self.controller)
         self._ending = False
+        self._terminal_is_dark = dark is not False
+        self._still = False
+        self._guard = Guard()
         for theme in THEMES:
             self.register_theme(theme)
-        self._use_theme(self.settings.theme)
+        self._apply(self.settings)
 
     @property
     def settings(self) -> Settings:
         return self.controller.settings
+
+    def get_line_filters(self) -> list[LineFilter]:
+        return [*super().get_line_filters(), self._guard]
 
     # Start and end
 
@@ -114,7 +132,9 @@ class LiteLlamaApp(App[None]):
                 )
         database, notice = await open_or_replace(self.paths.database)
         await self.controller.start(database)
-        for text in (notice, *self._store.problems):
+        if self._driver:
+            self._driver.write(terminal.NOTIFY_ON)
+        for text in (notice, *self._store.problems, *presets.problems(self.settings), *self._key_problems):
             if text:
                 await self._told(Told(text))
         self.call_after_refresh(self._find_model)  # the screen first: what follows imports torch
@@ -150,6 +170,8 @@ class LiteLlamaApp(App[None]):
             self.exit(return_code=code)
 
     async def on_unmount(self) -> None:
+        if self._driver:
+            self._driver.write(terminal.NOTIFY_OFF)
         await self.controller.close()  # whatever ended the app: the database's thread has to end too
 
     def copy_to_clipboard(self, text: str) -> None:
@@ -165,6 +187,11 @@ class LiteLlamaApp(App[None]):
             case ModelFailed(_, message):
                 self.notify(message, title="The model was not loaded", severity="error", markup=False)
                 self.action_models()
+            case TurnChanged(Turn(status=status, figures=Usage(decode_tokens_per_s=rate, remote=False))):
+                # Without a model, a reply that waited for one was stopped: the figures are older.
+                model = self.controller.model
+                if status != "streaming" and rate and model and model.device != "remote":
+                    await asyncio.to_thread(remember_speed, self.paths.models / model.name, rate)
             case CannotSee():
                 self.action_seeing_models()
             case ModelReady(name) if name != self.settings.model:
@@ -175,21 +202,55 @@ class LiteLlamaApp(App[None]):
 
     @work(group="dialog", exclusive=True)
     async def action_models(self) -> None:
-        from .screens.models import ModelScreen
+        from .screens.models import ModelChoice, ModelScreen
 
+        chosen = None
         while True:
-            loaded = self.controller.model_name if self.controller.model else None
-            choice = await self.push_screen_wait(ModelScreen(self.paths, loaded))
-            if choice is not None and choice.action == "endpoint":
-                if name := await self._edit_endpoint(choice.name):
-                    await self.controller.load_model(name)
-                    return
-            elif choice is None or choice.action != "removed":
-                break
-        if choice is not None and choice.action == "add":
-            await self._add_model(first_run=False)
-        elif choice is not None and choice.name is not None:
-            await self.controller.load_model(choice.name)
+            screen = ModelScreen(self.paths, self.settings, self.controller.model, chosen)
+            match await self.push_screen_wait(screen):
+                case ModelChoice("rename", str(name), str(new_name)):
+                    await self._rename_model(name, new_name)
+                    chosen = new_name
+                case ModelChoice("delete", str(name)):
+                    await self._delete_model(name)
+                case ModelChoice("endpoint", name):
+                    if saved := await self._edit_endpoint(name):
+                        return await self.controller.load_model(saved)
+                case ModelChoice("load", str(name)):
+                    return await self.controller.load_model(name)
+                case ModelChoice("add" | "convert", source=source):
+                    return await self._add_model(first_run=False, source=source)
+                case _:
+                    return None
+
+    async def _rename_model(self, name: str, new_name: str) -> None:
+        from ..converter import rename
+
+        try:
+            await asyncio.to_thread(rename, self.paths.models, name, new_name)
+        except UserError as error:
+            await self._told(Told(str(error), "error"))
+            return
+        if self.settings.model == name:
+            await self._use_settings(self.settings.model_copy(update={"model": new_name}))
+        await self.controller.model_renamed(name, new_name)
+
+    async def _delete_model(self, name: str) -> None:
+        from ..converter import remove
+
+        if self.controller.loading:
+            await self._told(
+                Told("A model is being loaded: wait, or stop it with Esc, before you delete one.")
+            )
+            return
+        if self.controller.model and self.controller.model.name == name:
+            await self.controller.unload()
+        try:
+            freed = await asyncio.to_thread(remove, self.paths.models, name)
+        except UserError as error:
+            await self._told(Told(str(error), "error"))
+        else:
+            await self._told(Told(f"Deleted {name}: {format_bytes(freed)} are free again.", "information"))
 
     @work(group="dialog", exclusive=True)
     async def action_seeing_models(self) -> None:
@@ -208,10 +269,12 @@ class LiteLlamaApp(App[None]):
 
         return await self.push_screen_wait(EndpointScreen(self.paths, self._endpoints.get(name)))
 
-    async def _add_model(self, *, first_run: bool) -> None:
+    async def _add_model(self, *, first_run: bool, source: Local | Part | None = None) -> None:
+        """Open the wizard, at `source` when it is known; without its model, the one before comes back."""
         from .screens.wizard import WizardScreen
 
         await self.controller.free_engine()  # the wizard loads its model in it
+        before = self.controller.model_name if self.controller.model else None
         name = None
         try:
             engine = await self.controller.start_engine()
@@ -219,17 +282,24 @@ class LiteLlamaApp(App[None]):
             log.exception("the engine did not start")
             await self._told(Told(INTERNAL_ERROR, "error"))
         else:
-            name = await self.push_screen_wait(WizardScreen(self.paths, engine, self.settings, first_run))
+            wizard = WizardScreen(self.paths, engine, self.settings, first_run, source)
+            name = await self.push_screen_wait(wizard)
             if name is not None:
                 self.controller.use_engine(engine)
             elif self.controller.engine is not engine:
                 engine.unload()
-        await self.controller.model_changed(name)
+        if before and self.controller.model is None:
+            await self.controller.load_model(before)
+        else:
+            await self.controller.model_changed(name)
 
     # Dialogs
 
     def action_help(self) -> None:
         self.push_screen(HelpScreen())
+
+    def action_figures(self) -> None:
+        self.push_screen(FiguresScreen(self.controller, self._chat.load))
 
     def action_images(self) -> None:
         self.push_screen(ImagesScreen(self._chat))
@@ -249,13 +319,41 @@ class LiteLlamaApp(App[None]):
 
     @work(group="dialog", exclusive=True)
     async def action_settings(self) -> None:
-        from .screens.settings import SettingsScreen
+        from .screens.settings import Preferences, SettingsScreen
 
         await self._remember_theme()
-        settings = await self.push_screen_wait(SettingsScreen(self.settings))
-        if settings is not None:
-            self._use_theme(settings.theme)
-            await self._use_settings(settings)
+        model = self.controller.model
+        before = Preferences(self.settings, self.controller.own_settings)
+        after = await self.push_screen_wait(SettingsScreen(before, model.defaults if model else None))
+        if after is not None:
+            self._apply(after.settings)
+            await self._use_settings(after.settings)
+            await self.controller.use_own_settings(after.own)
+
+    async def action_preset(self, text: str = "") -> None:
+        """Take a preset for this chat, or save one: what follows `/preset`."""
+        word, _, name = text.strip().partition(" ")
+        known, own = presets.known(self.settings), self.controller.own_settings
+        if word == "save":
+            try:
+                name = presets.checked_name(name)
+            except UserError as error:
+                await self._told(Told(str(error)))
+                return
+            chosen = self.settings.model_dump(include=set(presets.NAMES), exclude_unset=True) | own
+            saved = self.settings.presets | {name: chosen}
+            await self._use_settings(self.settings.model_copy(update={"presets": saved}))
+            await self._told(Told(f"This chat's settings are now the preset {name}.", "information"))
+        elif word in known:
+            kept = {key: value for key, value in own.items() if key == "system_prompt"}
+            await self.controller.use_own_settings(kept | known[word])
+            await self._told(Told(f"This chat uses the preset {word}.", "information"))
+        elif word == presets.NONE:
+            await self.controller.use_own_settings({})
+            await self._told(Told("This chat is as in the settings.", "information"))
+        else:
+            names = ", ".join((*known, presets.NONE))
+            await self._told(Told(f"The presets are {names}: /preset NAME, or /preset save NAME."))
 
     async def _use_settings(self, settings: Settings) -> None:
         self.controller.set_settings(settings)
@@ -264,10 +362,25 @@ class LiteLlamaApp(App[None]):
         except UserError as error:
             await self._told(Told(str(error), "error"))
 
-    # Themes
+    # Appearance and keys
+
+    def _apply(self, settings: Settings) -> None:
+        """Show the theme that the settings ask for, move as much as they allow, and take their keys."""
+        self._shown_theme = self.theme = theme_for(
+            settings, self.available_themes, dark=self._terminal_is_dark
+        )
+        if settings.motion == "reduced":
+            self.animation_level = "none"
+        elif self._still:
+            self.animation_level = TEXTUAL_ANIMATIONS
+            self._chat.query_one(PromptInput).cursor_blink = True
+        self._still = settings.motion == "reduced"
+        self._key_problems = keymap.use(settings.keys)
+        self.set_keymap(keymap.for_textual())
 
     async def action_toggle_theme(self) -> None:
-        self.theme = LIGHT.name if self.current_theme.dark else DARK.name
+        settings = self.settings.model_copy(update={"theme": AUTO})
+        self.theme = theme_for(settings, self.available_themes, dark=not self.current_theme.dark)
         await self._remember_theme()
 
     async def _remember_theme(self) -> None:
@@ -276,13 +389,35 @@ class LiteLlamaApp(App[None]):
             self._shown_theme = self.theme
             await self._use_settings(self.settings.model_copy(update={"theme": self.theme}))
 
-    def _use_theme(self, name: str) -> None:
-        """Show a theme, the dark one when there is none of that name."""
-        self._shown_theme = self.theme = name if name in self.available_themes else DARK.name
+    async def on_event(self, event: events.Event) -> None:
+        """See to it that what the terminal tells about itself is not taken for a key."""
+        if isinstance(event, events.Key) and event.key in {told.value for told in terminal.Told}:
+            await self._remember_theme()
+            self._terminal_is_dark = event.key == terminal.Told.DARK.value
+            self._apply(self.settings)
+        else:
+            await super().on_event(event)
+
+    @on(events.DescendantFocus)
+    def _calm_cursor(self, event: events.DescendantFocus) -> None:
+        if self._still and isinstance(event.widget, Input | TextArea):
+            event.widget.cursor_blink = False
+
+    def get_key_display(self, binding: Binding) -> str:
+        """As Textual prints it, but function keys as they are printed on keyboards."""
+        shown = super().get_key_display(binding)
+        return shown.capitalize() if keymap.FUNCTION_KEY.fullmatch(shown) else shown
 
     # The command palette
 
     def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
+        if screen is not self._chat:  # what the keys of a dialog do
+            for binding in screen.BINDINGS:
+                if isinstance(binding, Binding) and binding.description:
+                    keys = " ".join(map(key_name, binding.key.split(",")))
+                    yield SystemCommand(
+                        binding.description, f"Key {keys}", partial(screen.run_action, binding.action)
+                    )
         for action in ACTIONS:
             if screen is self._chat or action.anywhere:
                 yield SystemCommand(

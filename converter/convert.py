@@ -6,13 +6,15 @@ import contextlib
 import datetime
 import errno
 import hashlib
+import json
+import math
 import os
 import re
 import shutil
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +30,7 @@ from .events import Cancelled, ConvertEvent, Done, Notice, Progress
 from .huggingface import HuggingFaceSource, auto_dtype, some
 from .names import check_name, default_name, directory_name
 from .source import Source
-from .staging import already_there, delete, download_directory, staging
+from .staging import Part, Staging, already_there, delete, download_directory, parts, staging
 from .writer import BYTES, WeightsWriter
 
 Kind = Literal["directory", "gguf", "hub", "demo", "demo-vision"]
@@ -38,6 +40,8 @@ _HUB_URL = "https://huggingface.co/"
 _SPARE_BYTES = 64 << 20
 """Room for tokenizer files and directories beside the weights."""
 _DEMO_PARAMETERS = 134_515_008
+KEEP_EVERY_S = 2.0
+"""How often a conversion writes down how far it is: what a stop loses at most, but for the tensor at hand."""
 
 
 @dataclass(frozen=True)
@@ -208,15 +212,21 @@ class _Conversion:
     ) -> Generator[ConvertEvent, None, Path]:
         """Write the model and move it into place; returns its directory."""
         parameters = parameter_count(self._config)
-        _check_space({models_dir: parameters * BYTES[self._dtype]})
-        with staging(models_dir, name) as stage:
+        fingerprint = self._fingerprint()
+        there = (part for part in parts(models_dir) if (part.name, part.fingerprint) == (name, fingerprint))
+        done = max((part.done for part in there), default=0)
+        _check_space({models_dir: parameters * BYTES[self._dtype] - done})
+        with staging(models_dir, name, fingerprint) as stage:
             # The small files first: a tokenizer that does not load is better known before the gigabytes.
             self._source.write_files(stage.directory)
             if origin == "demo":
                 demo.add_sampling_defaults(stage.directory)
             check_tokenizer(stage.directory)
-            files = {path.name: _record(path) for path in sorted(stage.directory.iterdir())}
-            files[WEIGHTS] = yield from self._write_weights(stage.directory / WEIGHTS)
+            files = {
+                path.name: _record(path) for path in sorted(stage.directory.iterdir()) if path.name != WEIGHTS
+            }
+            part = Part(name, origin, self._dtype, fingerprint, 0, 0, "")
+            files[WEIGHTS] = yield from self._write_weights(stage, part)
             manifest = Manifest(
                 format_version=FORMAT_VERSION,
                 name=name,
@@ -236,18 +246,48 @@ class _Conversion:
                 raise Cancelled
             return stage.commit(force=force)
 
-    def _write_weights(self, path: Path) -> Generator[ConvertEvent, None, FileRecord]:
-        """Copy tensor after tensor, one in memory at a time."""
+    def _fingerprint(self) -> str:
+        """A digest of all that the weights depend on; a source file counts by name, size and time."""
+        stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self._source.files]
+        what = [__version__, self._dtype, dict(self._source.config), stamps]
+        return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _write_weights(self, stage: Staging, part: Part) -> Generator[ConvertEvent, None, FileRecord]:
+        """Copy tensor after tensor, one in memory at a time; what a stopped run wrote is taken over."""
         plan = targets(self._config)
-        with contextlib.closing(WeightsWriter(path, plan, self._dtype)) as writer:
-            start, total = writer.size, parameter_count(self._config) * BYTES[self._dtype]
+        with contextlib.closing(WeightsWriter(stage.directory / WEIGHTS, plan, self._dtype)) as writer:
+            start = writer.header_size
+            total = parameter_count(self._config) * BYTES[self._dtype]
+            yield from self._take_over(writer, stage.part, total)
+            end, kept_at = start, time.monotonic()
             for target in plan:
-                for part in target.sources:
-                    for _ in writer.write(part.name, self._source.read(part.name)):
+                for tensor in target.sources:
+                    end += math.prod(tensor.shape) * BYTES[self._dtype]
+                    if end <= writer.size:
+                        continue
+                    for _ in writer.write(tensor.name, self._source.read(tensor.name)):
                         if self._cancel.is_set():
                             raise Cancelled
                         yield Progress("convert", writer.size - start, total, target.name)
+                    if time.monotonic() - kept_at >= KEEP_EVERY_S:
+                        writer.flush()
+                        stage.keep(replace(part, done=writer.size, total=start + total, sha256=writer.sha256))
+                        kept_at = time.monotonic()
         return FileRecord(writer.size, writer.sha256)
+
+    def _take_over(
+        self, writer: WeightsWriter, part: Part | None, total: int
+    ) -> Generator[ConvertEvent, None, None]:
+        """Have the writer behind the last tensor that is there and sound, or else at the first."""
+        if part is not None:
+            for _ in writer.resume(part.done):
+                if self._cancel.is_set():
+                    raise Cancelled
+                yield Progress("convert", writer.size, total, "checking what is there")
+            if writer.sha256 == part.sha256:
+                yield Notice(f"Going on with {format_bytes(part.done)} that a stopped conversion left.")
+                return
+        writer.begin()
 
 
 def check_tokenizer(directory: Path) -> None:

@@ -11,7 +11,7 @@ Phase = Literal["download", "convert", "finish"]
 
 
 class Cancelled(Exception):
-    """The caller's cancel event was set; nothing is left behind but a resumable download."""
+    """The caller's cancel event was set; nothing is left behind but what can be resumed."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,10 @@ class GGUFSource:
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: self._file.tensors[stored].shape for name, stored in self._names.items()}
+
+    @property
+    def files(self) -> Sequence[Path]:
+        return self._file.paths
 
     def read(self, name: str) -> Tensor:
         tensor = self._file.read(self._names[name])

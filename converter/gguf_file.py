@@ -11,7 +11,6 @@ import contextlib
 import functools
 import io
 import math
-import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..models.errors import CheckpointError, UnsupportedModelError
+from .names import gguf_parts
 
 Kind = gguf.GGMLQuantizationType
 _MAGIC = b"GGUF"
@@ -38,7 +38,6 @@ _STRING, _ARRAY, _FLOAT32 = 8, 9, 6
 
 # Kept as stored. numpy has no bfloat16: its bits travel as int16.
 _FLOATS = {Kind.F32: np.float32, Kind.F16: np.float16, Kind.BF16: np.int16}
-_SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
 @dataclass(frozen=True)
@@ -122,10 +121,11 @@ class GGUFFile:
 
     def __init__(self, path: Path):
         self.path = path
+        self.paths = gguf_parts(path)
         self.tensors: dict[str, TensorInfo] = {}
         self._files = contextlib.ExitStack()
         try:
-            headers = [self._open_part(part) for part in _parts(path)]
+            headers = [self._open_part(part) for part in self.paths]
             if headers[0].integer("split.count", 1) > len(headers):
                 raise CheckpointError(
                     f"{path} is one part of a split model: give the parts their names "
@@ -181,16 +181,6 @@ class GGUFFile:
 def damaged(path: Path, why: str) -> CheckpointError:
     """The error for a file whose content cannot be right."""
     return CheckpointError(f"{path} is damaged or incomplete ({why}): download it again.")
-
-
-def _parts(path: Path) -> list[Path]:
-    """All files of the model that `path` belongs to, in order."""
-    match = _SPLIT_NAME.fullmatch(path.name)
-    if not match:
-        return [path]
-    count = int(match["count"])
-    names = (f"{match['stem']}-{part:05d}-of-{count:05d}.gguf" for part in range(1, count + 1))
-    return [path.with_name(name) for name in names]
 
 
 class _Cursor:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,6 +162,10 @@ class HuggingFaceSource:
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: entry.shape for name, entry in self._entries.items()}
+
+    @property
+    def files(self) -> Sequence[Path]:
+        return sorted({entry.file for entry in self._entries.values()})
 
     def read(self, name: str) -> Tensor:
         import torch

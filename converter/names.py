@@ -1,4 +1,4 @@
-"""Names of converted models: what may be one, and which a source gets by default."""
+"""Names: what may be a converted model's, which one a source gets by default, those of split GGUF files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..models.errors import UserError
 
+_SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -32,3 +33,13 @@ def directory_name(directory: Path) -> str:
     if directory.parent.name == "snapshots" and directory.parent.parent.name.startswith("models--"):
         return default_name(directory.parent.parent.name.rsplit("--", 1)[-1])
     return default_name(directory.name)
+
+
+def gguf_parts(path: Path) -> list[Path]:
+    """All files of the GGUF model that `path` belongs to, in order."""
+    match = _SPLIT_NAME.fullmatch(path.name)
+    if not match:
+        return [path]
+    count = int(match["count"])
+    names = (f"{match['stem']}-{part:05d}-of-{count:05d}.gguf" for part in range(1, count + 1))
+    return [path.with_name(name) for name in names]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +26,11 @@ class Source(Protocol):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Name and shape of every tensor in the source, under the name that models/weights.py has for it."""
+        ...
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files that the tensors are read from."""
         ...
 
     def read(self, name: str) -> Tensor:

@@ -19,6 +19,8 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _PIECE = 1 << 22
 """Elements cast, checked and written at a time."""
+_READ = 8 << 20
+"""Bytes read at a time of a file that is taken over."""
 _ALIGNMENT = 64
 """The data begins at a multiple of this; tensors of a model's usual widths then all do."""
 
@@ -44,11 +46,36 @@ class WeightsWriter:
     """The file being written, with its size and sha256 so far. Tensors are appended in header order."""
 
     def __init__(self, path: Path, targets: Sequence[Target], dtype: str) -> None:
+        """Open the file, which may hold a part of itself: `resume` it, or `begin` anew."""
         self._dtype = dtype
-        self._file = path.open("wb")
+        self._header = header(targets, dtype)
+        self._file = path.open("r+b" if path.exists() else "w+b")
         self._digest = hashlib.sha256()
         self.size = 0
-        self._append(header(targets, dtype))
+
+    @property
+    def header_size(self) -> int:
+        return len(self._header)
+
+    def begin(self) -> None:
+        """Throw away what is there and write the header."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._digest, self.size = hashlib.sha256(), 0
+        self._append(self._header)
+
+    def resume(self, size: int) -> Iterator[None]:
+        """Read the first `size` bytes of the file, yielding per piece, and drop the rest."""
+        while self.size < size and (data := self._file.read(min(_READ, size - self.size))):
+            self._digest.update(data)
+            self.size += len(data)
+            yield
+        self._file.seek(self.size)
+        self._file.truncate()
+
+    def flush(self) -> None:
+        """Hand all that was written to the operating system."""
+        self._file.flush()
 
     @property
     def sha256(self) -> str:

@@ -17,6 +17,7 @@ from ..models.random import random_decoder
 from ..models.weights import parameter_count
 from .device import device_name, resolve_device, resolve_dtype
 from .events import (
+    EngineFigures,
     Event,
     Failed,
     Finished,
@@ -39,9 +40,10 @@ from .no_tokenizer import NoTokenizer
 from .options import DEFAULT_OPTIONS, EngineOptions
 from .prompt_lookup import PromptLookup, count_accepted
 from .reply import Part, ReplyText
-from .request import GenerationRequest, Message
+from .request import GenerationRequest, Message, SamplingParams, ScoreRequest
 from .runner import MAX_DRAFTS, ModelRunner, Step
 from .scheduler import Batch, Scheduler
+from .scores import Scores
 from .sequence import Sequence
 from .tokenizer import Tokenizer
 
@@ -170,14 +172,61 @@ class Engine:
         """Whether any request is unfinished or any step in flight: whether `step` has something to do."""
         return bool(self.scheduler.running or self.scheduler.waiting or self._pending)
 
+    @property
+    def figures(self) -> EngineFigures:
+        """What it holds now; may be read by any thread, since each figure is the length of one container."""
+        pool, scheduler = self.pool, self.scheduler
+        return EngineFigures(
+            pool.used, pool.cached, pool.total, len(scheduler.running), len(scheduler.waiting)
+        )
+
     def count_tokens(self, messages: Sequences[Message]) -> int:
         """Tokens of the conversation, generation prompt included."""
         return len(self.tokenizer.encode_chat(messages))
 
+    def score(self, request_id: int, request: ScoreRequest, sink: Sink, submitted: float) -> None:
+        """Queue the scoring of a reply, which ends in Scored. Raises UserError when it does not fit."""
+        prompt, reply, as_generated = self.tokenizer.encode_reply(request.messages, request.token_ids)
+        if not reply:
+            raise UserError("The reply is empty: there are no tokens to look at.")
+        images = [image for message in request.messages for image in message.images]
+        scores = Scores(prompt, reply, request.alternatives, as_generated=as_generated)
+        self._queue_scoring(request_id, scores, sink, submitted, images)
+
+    def score_tokens(
+        self, request_id: int, prompt: Sequences[int], reply: Sequences[int], sink: Sink
+    ) -> None:
+        """As `score`, of tokens after tokens, and without alternatives."""
+        scores = Scores(prompt, reply, 0, as_generated=True)
+        self._queue_scoring(request_id, scores, sink, time.monotonic())
+
+    def _queue_scoring(
+        self,
+        request_id: int,
+        scores: Scores,
+        sink: Sink,
+        submitted: float,
+        images: Sequences[Image] = (),
+    ) -> None:
+        self._queue(
+            request_id,
+            list(scores.prompt),
+            scores.reply[:-1],
+            SamplingParams(max_new_tokens=1),
+            ReplyText(self.tokenizer.decode),
+            sink,
+            submitted,
+            images,
+            scores,
+        )
+
     def submit(self, request_id: int, request: GenerationRequest, sink: Sink, submitted: float) -> None:
         """Tokenise and queue a request. Raises UserError when it does not fit the context."""
+        tags, thinking = self.tokenizer.tags, request.thinking
+        if request.begin:
+            thinking = tags is not None and request.begin[0] == tags.open
         prompt = self.tokenizer.encode_chat(
-            request.messages, thinking=request.thinking, continue_last=request.continue_last
+            request.messages, thinking=thinking, continue_last=request.continue_last
         )
         images = [image for message in request.messages for image in message.images]
         self.submit_tokens(request_id, prompt, request, sink, submitted, images)
@@ -192,38 +241,62 @@ class Engine:
         images: Sequences[Image] = (),
     ) -> None:
         """Queue a request whose prompt is tokens already, with the places of its images among them."""
-        params, limit = request.params, self.info.max_context
+        part, params = self._first_part(prompt, request), request.params
+        reply = ReplyText(self.tokenizer.decode, params.stop, self.tokenizer.tags, part)
+        sequence = self._queue(request_id, prompt, request.begin, params, reply, sink, submitted, images)
+        for token in request.begin:
+            if not sequence.finished:
+                self._take(sequence, token, submitted)
+
+    def _queue(
+        self,
+        request_id: int,
+        prompt: list[int],
+        begun: Sequences[int],
+        params: SamplingParams,
+        reply: ReplyText,
+        sink: Sink,
+        submitted: float,
+        images: Sequences[Image],
+        scores: Scores | None = None,
+    ) -> Sequence:
+        """Queue a sequence that begins with a prompt and tokens of the reply to it."""
+        limit = self.info.max_context
         if not prompt:
             raise UserError("The prompt is empty: type a message first.")
-        if len(prompt) >= limit:
+        tokens = [*prompt, *begun]
+        if len(tokens) >= limit:
             raise UserError(
-                f"The conversation has {len(prompt)} tokens and {self.info.name} can hold {limit}: "
+                f"The conversation has {len(tokens)} tokens and {self.info.name} can hold {limit}: "
                 f"start a new chat or shorten the message."
             )
         placed = place_images(prompt, images, self._vision) if images and self._vision else ()
-        wanted = limit if params.max_new_tokens is None else len(prompt) + params.max_new_tokens
+        wanted = limit if params.max_new_tokens is None else len(tokens) + params.max_new_tokens
         sequence = Sequence(
             request_id=request_id,
-            tokens=prompt,
-            prompt_len=len(prompt),
+            tokens=tokens,
+            prompt_len=len(tokens),
             params=params,
             seed=random.getrandbits(48) if params.seed is None else params.seed,
             max_tokens=min(wanted, limit),
-            reply=ReplyText(
-                self.tokenizer.decode, params.stop, self.tokenizer.tags, self._first_part(prompt, request)
-            ),
+            reply=reply,
             sink=sink,
             submitted=submitted,
             images=placed,
             salts=salts(placed),
+            scores=scores,
         )
         self.scheduler.add(sequence)
-        sink(Queued(request_id, len(prompt)))
+        sink(Queued(request_id, len(tokens)))
+        return sequence
 
     def cancel(self, request_id: int) -> None:
         """Finish a request now, with the text it has; unknown ids (already finished) are no error."""
         for sequence in self.scheduler.sequences:
-            if sequence.request_id == request_id:
+            if sequence.request_id == request_id and sequence.scores:
+                self.scheduler.remove(sequence)
+                sequence.sink(Failed(request_id, "Reading the tokens was stopped.", ""))
+            elif sequence.request_id == request_id:
                 self._finish(sequence, "cancelled")
 
     def step(self) -> None:
@@ -250,6 +323,12 @@ class Engine:
         for sequence in self.scheduler.sequences:
             self.scheduler.remove(sequence)
             self._stream(sequence, *sequence.reply.flush())
+            reply = sequence.reply
+            sequence.sink(Failed(sequence.request_id, message, reply.text, reply.thinking))
+
+    def abandon(self, message: str) -> None:
+        """End every request in an error and touch nothing else: the engine is not to be used any more."""
+        for sequence in self.scheduler.sequences:
             reply = sequence.reply
             sequence.sink(Failed(sequence.request_id, message, reply.text, reply.thinking))
 
@@ -307,23 +386,32 @@ class Engine:
             sequence = chunk.sequence
             if not sequence.finished:
                 done = min(chunk.start + chunk.count, sequence.prompt_len)
-                sequence.sink(PrefillProgress(sequence.request_id, done, sequence.prompt_len))
+                rate = (done - sequence.cached) / (now - sequence.submitted)
+                sequence.sink(PrefillProgress(sequence.request_id, done, sequence.prompt_len, rate))
         for sequence, token in zip(batch.drawing, tokens, strict=True):
             if self.scheduler.accept(sequence, token):
                 self._accept(sequence, token, now)
 
     def _accept(self, sequence: Sequence, token: int, now: float) -> None:
-        """Stream the text of a new token, and finish the request if this was its last."""
+        """Take in a new token, and finish the request if this was its last."""
         sequence.first_token = sequence.first_token or now
         sequence.last_token = now
+        if sequence.scores:
+            self.scheduler.remove(sequence)
+            sequence.sink(sequence.scores.scored(sequence.request_id, self.tokenizer.piece))
+            return
+        self._take(sequence, token, now)
+        if not sequence.finished and len(sequence.tokens) >= sequence.max_tokens:
+            self._finish(sequence, "length")
+
+    def _take(self, sequence: Sequence, token: int, now: float) -> None:
+        """Stream the text of a token, and finish the request if it ends the reply."""
         if token in self.tokenizer.eos_ids:
             self._finish(sequence, "stop")
             return
         self._stream(sequence, *sequence.reply.add(token, now))
         if sequence.reply.stopped:
             self._finish(sequence, "stop")
-        elif len(sequence.tokens) >= sequence.max_tokens:
-            self._finish(sequence, "length")
 
     def _stream(self, sequence: Sequence, thought: str, text: str) -> None:
         """Tell what was added to the thinking and to the answer."""

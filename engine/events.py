@@ -46,6 +46,20 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class EngineFigures:
+    """What the engine holds at this moment."""
+
+    pages_used: int
+    """Of the KV cache: held by requests that run."""
+    pages_cached: int
+    """Left by earlier ones, for a prompt that begins alike."""
+    pages_total: int
+    running: int
+    waiting: int
+    """Requests."""
+
+
+@dataclass(frozen=True)
 class LoadProgress:
     """A model is being loaded: `done` of `total` bytes, and what is going on in words."""
 
@@ -81,6 +95,8 @@ class PrefillProgress:
     request_id: int
     done: int
     total: int
+    tokens_per_s: float = 0.0
+    """Since the request was submitted; what the prefix cache had does not count."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +184,38 @@ class Failed:
     thinking: Thinking = Thinking()
 
 
+@dataclass(frozen=True)
+class Alternative:
+    """A token that might have come; `logprob` is as in TokenScore."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """A token of a reply and how likely it was to the model after all tokens before it."""
+
+    id: int
+    text: str
+    """What the token adds to the text: a special token its name, a part of a character U+FFFD."""
+    logprob: float
+    """Natural logarithm of the softmax of the model's logits, before any sampling parameter."""
+    alternatives: tuple[Alternative, ...]
+    """The likeliest tokens there, the best first; the one that came may be among them."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """All tokens of a reply, thinking, tags and end of turn included."""
+
+    request_id: int
+    tokens: tuple[TokenScore, ...]
+    as_generated: bool
+    """False: its own tokens are not known (any more), and its text was encoded anew."""
+
+
 LoadEvent = LoadProgress | Loaded | LoadFailed
 GenerationEvent = Queued | PrefillProgress | ThinkingDelta | TextDelta | Finished | Failed
-Event = LoadEvent | GenerationEvent
+Event = LoadEvent | GenerationEvent | Scored

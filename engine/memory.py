@@ -57,8 +57,9 @@ def plan_memory(
     dtype: torch.dtype,
     device: torch.device,
     options: EngineOptions = DEFAULT_OPTIONS,
+    reclaimed: int = 0,
 ) -> MemoryPlan:
-    """Fit the model into the memory that `device` has left.
+    """Fit the model into the memory that `device` has left, and the `reclaimed` bytes of one that goes.
 
     The context is the model's own, or the one of `options`, shortened to what fits unless it was asked for.
     The KV cache takes what is free up to four full contexts (the prefix cache lives in it) and on a GPU, so
@@ -72,7 +73,7 @@ def plan_memory(
     logits = 4 * options.max_sequences * config.vocab_size * 4
     workspace = STEP_TOKENS[device.type] * row * dtype.itemsize + logits + feature_bytes(config, dtype)
     per_page = page_bytes(config, dtype)
-    available = available_memory(device)
+    available = available_memory(device) + reclaimed
     room = (int(available * (1 - KEEP_FREE)) - weights - workspace) // per_page - 1
     least = context if options.max_context else min(context, MIN_CONTEXT)
     if room < pages_for(least):

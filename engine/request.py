@@ -64,9 +64,26 @@ class GenerationRequest:
     With `continue_last`, the last message is an assistant turn that is taken up where it stops instead of
     a new turn being opened. `thinking` switches that of a model which can do with and without; None leaves
     it to the chat template. A continued reply goes on as it began.
+
+    `begin` are token ids of this model that the new turn begins with, by thinking or not. Their text comes
+    before that of the tokens that follow, and only these count as generated.
     """
 
     messages: tuple[Message, ...]
     params: SamplingParams = SamplingParams()
     continue_last: bool = False
     thinking: bool | None = None
+    begin: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """A conversation whose last message is a reply, each token of which is to be scored.
+
+    `token_ids` are those that it was generated as, if they are known; others than those of its text are
+    passed over (of another model, say). `alternatives` is how many tokens are named at each place.
+    """
+
+    messages: tuple[Message, ...]
+    token_ids: tuple[int, ...] = ()
+    alternatives: int = 8

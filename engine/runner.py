@@ -17,6 +17,7 @@ from .device_state import DeviceState, host_tensor
 from .graphs import Function, Graphs, Inputs
 from .image_features import ImageFeatures
 from .scheduler import Batch, Chunk
+from .scores import ROWS, Scores
 from .sequence import Sequence
 
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
@@ -145,9 +146,32 @@ class ModelRunner:
         if self._entered.get(sequence.slot) != admission:
             self._entered[sequence.slot] = admission
             self.state.enter(sequence)
+            if sequence.scores:
+                sequence.scores.restart()
         head = [sequence.slot, chunk.start, chunk.count]
         images = self.features and self.features.between(sequence.images, chunk.start, end)
-        self._prefill(head, sequence.tokens[chunk.start : end], last=chunk.is_last, images=images)
+        ids = sequence.tokens[chunk.start : end]
+        if sequence.scores and end > sequence.scores.first:
+            self._score(chunk, sequence.scores, [*head, *ids], images)
+        else:
+            self._prefill(head, ids, last=chunk.is_last, images=images)
+
+    def _score(
+        self, chunk: Chunk, scores: Scores, inputs: list[int], images: tuple[list[int], Tensor] | None
+    ) -> None:
+        """A prefill chunk of a reply, or its end, whose places are scored; `images` is as for `_prefill`."""
+        model, state = self.model, self.state
+        shown = images and self._shown(*images, chunk.count)
+        batch, slot, end = self._prefill_batch(state.upload(inputs, torch.int32), last=False, images=shown)
+        hidden = model.read(batch, self.cache)
+        stop = chunk.start + chunk.count
+        for start in range(max(chunk.start, scores.first), stop, ROWS):
+            rows = range(start, min(start + ROWS, stop))
+            place = state.upload([row - chunk.start for row in rows], torch.int64)
+            logits = model.logits(hidden.rows(place))
+            scores.add(logits, state.upload(scores.targets(rows.start, rows.stop), torch.int64))
+            if chunk.is_last and rows.stop == stop:  # what every prefill ends with
+                self._draw(logits[-1:], slot, end)
 
     def _prefill(
         self,
@@ -215,7 +239,21 @@ class ModelRunner:
 
         With `last`, a token is drawn after them. `images` is as in PrefillBatch.
         """
-        model, state = self.model, self.state
+        batch, slot, end = self._prefill_batch(inputs, last=last, images=images)
+        logits = self.model.prefill(batch, self.cache)
+        if logits is not None:
+            self._draw(logits, slot, end)
+
+    def _draw(self, logits: Tensor, slot: Tensor, end: Tensor) -> None:
+        """Draw the token that follows a prefill: logits [1, V] after its last token, `end` [1] tokens."""
+        self.state.positions.index_copy_(0, slot, end)
+        self.model.ops.sample(logits, slot.int(), end - 1, self.state.sampling)
+
+    def _prefill_batch(
+        self, inputs: Tensor, *, last: bool, images: tuple[Tensor, Tensor] | None
+    ) -> tuple[PrefillBatch, Tensor, Tensor]:
+        """The batch of `_prefill_step`'s inputs; the slot [1] and the position after the last token [1]."""
+        state = self.state
         inputs = inputs.long()
         slot, start, count, ids = inputs[:1], inputs[1:2], inputs[2:3], inputs[3:]
         end = start + count
@@ -235,10 +273,7 @@ class ModelRunner:
             logit_rows=count - 1 if last else None,
             images=images,
         )
-        logits = model.prefill(batch, self.cache)
-        if logits is not None:
-            state.positions.index_copy_(0, slot, end)
-            model.ops.sample(logits, slot.int(), end - 1, state.sampling)
+        return batch, slot, end
 
     def _verify_step(self, inputs: Tensor) -> None:
         """inputs [3, R] int32: consecutive tokens of one sequence, their positions, its slot."""

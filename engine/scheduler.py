@@ -173,8 +173,7 @@ class Scheduler:
         shared: list[int] = []
         if self.prefix_cache:
             extend_digests(sequence.digests, sequence.tokens, sequence.salts)
-            # One token at least is computed, for its logits.
-            shared = self.pool.find(sequence.digests[: (len(sequence.tokens) - 1) // PAGE_SIZE])
+            shared = self.pool.find(sequence.digests[: sequence.logits_from // PAGE_SIZE])
         room = len(sequence.tokens) + 1 if self.dynamic_kv else sequence.max_tokens
         if (pages := self.pool.admit(shared, room)) is None:
             return False

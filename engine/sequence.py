@@ -10,6 +10,7 @@ from .images import PlacedImage
 from .prompt_lookup import PromptLookup
 from .reply import ReplyText
 from .request import SamplingParams
+from .scores import Scores
 
 
 @dataclass(eq=False)
@@ -37,6 +38,8 @@ class Sequence:
     """The prompt's images, in order."""
     salts: Mapping[int, bytes] = field(default_factory=dict)
     """What the keys and values of a block depend on besides tokens; see `image_prompt.salts`."""
+    scores: Scores | None = None
+    """For a prompt that ends in a reply to be scored; the one token that is drawn after it is dropped."""
 
     # The scheduler's.
     slot: int = -1
@@ -69,6 +72,11 @@ class Sequence:
     def length(self) -> int:
         """Tokens that the host or the device knows."""
         return len(self.tokens) + self.in_flight
+
+    @property
+    def logits_from(self) -> int:
+        """The first position whose logits a prefill is for, and which it therefore computes."""
+        return self.scores.first if self.scores else len(self.tokens) - 1
 
     @property
     def is_decoding(self) -> bool:

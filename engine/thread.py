@@ -6,6 +6,7 @@ import gc
 import itertools
 import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,12 +18,14 @@ import torch
 from ..models.checkpoint import Checkpoint
 from ..models.errors import UserError
 from .engine import Engine
-from .events import Failed, Loaded, LoadFailed, LoadProgress, ModelInfo
+from .events import EngineFigures, Failed, Loaded, LoadFailed, LoadProgress, ModelInfo
 from .options import EngineOptions
-from .request import GenerationRequest, Message
+from .request import GenerationRequest, Message, ScoreRequest
 from .sink import Sink, guarded
 
 log = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_S = 1e-4
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,26 @@ class _LoadCancelled(Exception):
     pass
 
 
+def settle() -> None:
+    """Spare the garbage collector what is there to stay: libraries and model.
+
+    To look through a million objects that never change takes it 0.3 s, in which no thread can run.
+    """
+    gc.freeze()
+
+
 class EngineThread:
     """One model at a time, any number of requests at once.
 
     All methods may be called from any thread and return at once (but for `close`).
-    Every `load` ends in exactly one Loaded or LoadFailed, every `submit` in exactly one Finished or Failed.
+    Every `load` ends in exactly one Loaded or LoadFailed, every `submit` in exactly one Finished or Failed,
+    every `score` in exactly one Scored or Failed.
     """
 
     def __init__(self) -> None:
+        # The engine's thread gives the interpreter away several times a token. Where another thread computes,
+        # as the app does to draw, it would get it back only after 5 ms each time.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ids = itertools.count(1)
         self._engine: Engine | None = None
@@ -78,6 +93,15 @@ class EngineThread:
         self._commands.put(lambda: self._submit(request_id, request, guarded(sink), now))
         return request_id
 
+    def score(self, request: ScoreRequest, sink: Sink) -> int:
+        """Look at how likely each token of a reply was; returns the request id. It can be cancelled.
+
+        `sink` gets Queued and PrefillProgress, as the reply is read again, and at the end Scored or Failed.
+        """
+        request_id, now = next(self._ids), time.monotonic()
+        self._commands.put(lambda: self._submit(request_id, request, guarded(sink), now))
+        return request_id
+
     def cancel(self, request_id: int) -> None:
         """End a request within one step; it ends in Finished with reason `cancelled` and the partial text."""
         self._commands.put(lambda: self._engine and self._engine.cancel(request_id))
@@ -96,6 +120,12 @@ class EngineThread:
         engine = self._engine
         return engine.info if engine else None
 
+    @property
+    def figures(self) -> EngineFigures | None:
+        """What the engine holds now, None while no model is loaded."""
+        engine = self._engine
+        return engine.figures if engine else None
+
     def close(self) -> None:
         """Cancel everything, free the memory and end the thread."""
         self.cancel_load()
@@ -106,13 +136,26 @@ class EngineThread:
 
     def _work(self) -> None:
         while not self._closed:
-            idle = not (self._engine and self._engine.busy)
             try:
-                command = self._commands.get(block=idle)
-            except queue.Empty:
-                self._step()
-            else:
-                command()
+                self._work_once()
+            except BaseException:  # SystemExit too: without this thread everybody would wait for ever
+                log.exception("the engine failed in a way that is not foreseen")
+                self._abandon()
+
+    def _work_once(self) -> None:
+        idle = not (self._engine and self._engine.busy)
+        try:
+            command = self._commands.get(block=idle)
+        except queue.Empty:
+            self._step()
+        else:
+            command()
+
+    def _abandon(self) -> None:
+        """Drop an engine whose state nobody knows; its requests fail."""
+        engine, self._engine = self._engine, None
+        if engine:
+            engine.abandon("The engine failed and the model had to be dropped: load it again with /model.")
 
     def _step(self) -> None:
         assert self._engine
@@ -145,28 +188,35 @@ class EngineThread:
             sink(LoadFailed(str(error)))
         except torch.cuda.OutOfMemoryError:
             sink(LoadFailed("The GPU ran out of memory while loading: close other programs on it."))
-        except Exception as error:
+        except BaseException as error:  # SystemExit too: the sink waits
             log.exception("loading failed")
             sink(LoadFailed(f"Loading failed ({type(error).__name__}: {error}): convert the model again."))
         else:
+            settle()
             sink(Loaded(self._engine.info))
 
     def _unload(self) -> None:
         if self._engine:
             self._engine.fail_all("The model was unloaded before the reply was finished.")
             self._engine = None
+            gc.unfreeze()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _submit(self, request_id: int, request: GenerationRequest, sink: Sink, now: float) -> None:
+    def _submit(
+        self, request_id: int, request: GenerationRequest | ScoreRequest, sink: Sink, now: float
+    ) -> None:
         try:
             if not self._engine:
                 raise UserError("No model is loaded: choose one first.")
-            self._engine.submit(request_id, request, sink, now)
+            if isinstance(request, ScoreRequest):
+                self._engine.score(request_id, request, sink, now)
+            else:
+                self._engine.submit(request_id, request, sink, now)
         except UserError as error:
             sink(Failed(request_id, str(error), ""))
-        except Exception as error:
+        except BaseException as error:  # SystemExit too: the sink waits
             log.exception("submitting failed")
             sink(Failed(request_id, f"The prompt could not be prepared ({error}): try again.", ""))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from ..models.checkpoint import read_json
 from ..models.errors import CheckpointError, UserError
+from .detokenizer import INCOMPLETE
 from .events import ThinkingMode
-from .reply import CLOSE_TAG, OPEN_TAG, ThinkingTags
+from .reply import CLOSE_TAG, OPEN_TAG, ReplyText, ThinkingTags
 from .request import Message
 
 _TEMPLATE_SWITCH = "enable_thinking"
@@ -69,6 +71,44 @@ class Tokenizer:
             return self._encode_rendered(self._render(messages, thinking))
         *before, last = messages
         return self._encode_rendered(self._begun(self._render(before, bool(last.thinking)), last))
+
+    def encode_reply(
+        self, messages: Sequence[Message], token_ids: Sequence[int]
+    ) -> tuple[list[int], list[int], bool]:
+        """The prompt of the last message, a reply, and the reply's tokens.
+
+        These are `token_ids` if they come to the reply's text, else that is encoded anew (and the third
+        value is False). Raises UserError as `encode_chat` does.
+        """
+        *before, last = messages
+        prompt = self.encode_chat(before, thinking=bool(last.thinking))
+        if self._generated(prompt, token_ids, last):
+            return prompt, list(token_ids), True
+        whole = self.encode_chat(messages, continue_last=True)
+        # At the seam the two may be encoded otherwise than the prompt alone.
+        seam = next(
+            (at for at, pair in enumerate(zip(prompt, whole, strict=False)) if pair[0] != pair[1]),
+            len(prompt),
+        )
+        return whole[:seam], whole[seam:], False
+
+    def _generated(self, prompt: Sequence[int], ids: Sequence[int], reply: Message) -> bool:
+        """Whether these are the ids of the reply; a stop string that ended it is no part of its text."""
+        if not ids or not 0 <= min(ids) <= max(ids) < self._backend.get_vocab_size():
+            return False
+        read = ReplyText(self.decode, (), self.tags, "thinking" if self.opens_thinking(prompt) else "start")
+        for id in ids:
+            read.add(id, 0.0)
+        read.flush()
+        return read.text.startswith(reply.content) and read.thinking.text.startswith(reply.thinking)
+
+    def piece(self, before: Sequence[int], id: int) -> str:
+        """What a token adds to the text of a few tokens before it; special tokens are written out."""
+        decode = partial(self._backend.decode, skip_special_tokens=False)
+        text, longer = decode(before), decode([*before, id])
+        if not longer.startswith(text):  # the token completes a character that was U+FFFD
+            text = text.rstrip(INCOMPLETE)
+        return longer[len(text) :]
 
     def opens_thinking(self, prompt: Sequence[int]) -> bool:
         """Whether the prompt ends with the opening tag (and blanks), so that the reply begins by thinking."""

@@ -140,18 +140,24 @@ class Decoder(Module):
 
     def prefill(self, batch: PrefillBatch, caches: Sequence[LayerCache]) -> Tensor | None:
         """Logits [R, vocab_size] fp32 of the wanted rows; the KV cache is extended by the batch's tokens."""
+        hidden = self.read(batch, caches)
+        return None if batch.logit_rows is None else self.logits(hidden.rows(batch.logit_rows))
+
+    def read(self, batch: PrefillBatch, caches: Sequence[LayerCache]) -> Hidden:
+        """The stream after all layers, for whoever wants the logits of many rows a few at a time."""
         embedded = self.embed_tokens(batch.token_ids)
         if batch.images:
             is_image, images = batch.images
             embedded = torch.where(is_image[:, None], images, embedded)
-        hidden = self._layers(embedded, batch, caches)
-        if batch.logit_rows is None:
-            return None
-        return self.lm_head.logits_after_norm(hidden.rows(batch.logit_rows), self.norm)
+        return self._layers(embedded, batch, caches)
 
     def decode(self, embedded: Tensor, batch: DecodeBatch, caches: Sequence[LayerCache]) -> Tensor:
         """Logits [B, vocab_size] fp32 after one more token of each sequence, its embedding [B, H]."""
-        return self.lm_head.logits_after_norm(self._layers(embedded, batch, caches), self.norm)
+        return self.logits(self._layers(embedded, batch, caches))
+
+    def logits(self, hidden: Hidden) -> Tensor:
+        """Logits [T, vocab_size] fp32 of what `read` returns."""
+        return self.lm_head.logits_after_norm(hidden, self.norm)
 
     def _layers(self, embedded: Tensor, batch: Batch, caches: Sequence[LayerCache]) -> Hidden:
         hidden = Hidden(embedded)

@@ -202,6 +202,37 @@ def images(
 
 
 @bench.command()
+def perplexity(
+    ctx: typer.Context,
+    text: Annotated[Path, typer.Argument(metavar="FILE", help="Text in UTF-8, a novel for example.")],
+    model: Model = None,
+    window: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens that are read at a time.")] = 1024,
+    tokens: Annotated[
+        int, typer.Option(metavar="N", min=2, help="Tokens of the text, from its beginning.")
+    ] = 16384,
+    compare: Annotated[
+        str, typer.Option(metavar="LIST", help="transformers, on the same weights, or none.")
+    ] = "transformers",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """How well a model foretells a text, beside transformers."""
+    from .rivals import parse
+
+    rivals = parse(compare)
+    try:
+        content = text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{text} cannot be read as text ({error}): name another file.") from None
+    with _session(ctx, model, None, device, dtype, as_json, out) as (subject, tell, publish):
+        from .perplexity import measure
+
+        publish(measure(subject, content, window=window, tokens=tokens, compare=rivals, tell=tell))
+
+
+@bench.command()
 def serve(
     ctx: typer.Context,
     model: Model = None,
@@ -351,6 +382,42 @@ def profile(
 
 
 @bench.command()
+def ui(
+    ctx: typer.Context,
+    model: Model = None,
+    shape: Shape = None,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="X", min=1, help="Tokens per second; may be given several times; default: 50, 300, 1500."
+        ),
+    ] = None,
+    turns: Annotated[int, typer.Option(metavar="N", min=4, help="Turns of the long conversation.")] = 200,
+    new_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens of a model's reply.")] = 4096,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    repeats: Repeats = 3,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """The app while replies stream; with --model or --shape, what it costs the engine."""
+    modelless = not (model or shape)
+    with _session(ctx, model, shape, device, dtype, as_json, out, modelless) as (subject, tell, publish):
+        from .ui import measure
+
+        publish(
+            measure(
+                subject,
+                rates=rate or [50.0, 300.0, 1500.0],
+                turns=turns,
+                new_tokens=new_tokens,
+                repeats=repeats,
+                tell=tell,
+            )
+        )
+
+
+@bench.command()
 def tune(
     model: Model = None,
     shape: Shape = None,
@@ -385,8 +452,10 @@ def _session(
     dtype: str,
     as_json: bool,
     out: Path | None,
+    modelless: bool = False,
 ) -> Iterator[tuple[Any, Callable[[str], None], Callable[[Any], None]]]:
-    """Yields the Subject, what tells the terminal where we are, and what publishes the Report."""
+    """Yields the Subject (None where no model is asked for), what tells the terminal where we are, and what
+    publishes the Report."""
     from rich.console import Console
 
     errors = Console(stderr=True)
@@ -395,7 +464,7 @@ def _session(
             import torch  # noqa: F401 - takes seconds
 
             from . import report as reports
-        subject = _subject(model, shape, device, dtype)
+        subject = None if modelless else _subject(model, shape, device, dtype)
         if out:
             reports.prepare(out)
 

@@ -54,6 +54,8 @@ class Report:
     @property
     def title(self) -> str:
         facts = self.facts
+        if facts["weights"] is None:
+            return f"{facts['mode']}: {facts['model']}, {facts['device']}"
         model = f"{facts['model']} ({facts['weights']} weights)"
         return f"{facts['mode']}: {model}, {facts['dtype']}, {facts['device']}"
 
@@ -68,14 +70,20 @@ class Report:
         return {"command": command, **self.facts, "results": self.rows}
 
 
-def facts(mode: str, subject: Subject, *, device: str, dtype: str, **more: Any) -> dict[str, Any]:
+NO_MODEL = "scripted replies"
+"""What stands for the model where none runs."""
+
+
+def facts(
+    mode: str, subject: Subject | None, *, device: str, dtype: str | None, **more: Any
+) -> dict[str, Any]:
     """The facts of a report: what was measured, where, when and with which versions."""
     import torch
 
     return {
         "mode": mode,
-        "model": subject.name,
-        "weights": subject.weights,
+        "model": subject.name if subject else NO_MODEL,
+        "weights": subject.weights if subject else None,
         "device": device,
         "dtype": dtype,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -115,6 +115,15 @@ class Rival:
 
         return generate
 
+    def logprobs(self, tokens: list[int]) -> list[float]:
+        """Log probabilities of all tokens but the first, each after those before it; softmax in fp32."""
+        import torch
+
+        ids = torch.tensor([tokens], device=self.model.device)
+        with torch.inference_mode():
+            logits = self.model(ids, use_cache=False).logits[0, :-1].float()
+            return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0].tolist()
+
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """Of the images [N, 3, S, S] -> the embeddings of all their tokens [N * tokens, H]."""
         import torch

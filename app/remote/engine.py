@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from ...engine.events import (
     UNKNOWN_CONTEXT,
+    EngineFigures,
     Failed,
     Finished,
     Loaded,
@@ -30,7 +31,7 @@ from ...engine.events import (
     Thinking,
     ThinkingDelta,
 )
-from ...engine.request import GenerationRequest, Message
+from ...engine.request import GenerationRequest, Message, ScoreRequest
 from ...engine.sink import Sink, guarded
 from ...models.errors import UserError
 from ..text import one_line
@@ -44,6 +45,7 @@ from .stream import ReplyStream
 log = logging.getLogger(__name__)
 
 NOT_CONNECTED = "No endpoint is connected: choose a model first."
+NO_SCORES = "The tokens can only be looked at with a model of this machine: load one with /model."
 DISCONNECTED = "The endpoint was left before the reply was finished."
 _SEEDS = 2**31
 """Servers that take a seed take one of 31 bits."""
@@ -101,6 +103,11 @@ class RemoteEngine:
         connection = self._connection
         return connection.info if connection else None
 
+    @property
+    def figures(self) -> EngineFigures | None:
+        """None: what a server holds is not known here."""
+        return None
+
     def load(self, endpoint: Endpoint, sink: Sink, /) -> None:
         """Leave the endpoint in use (its running requests fail) and connect to another."""
         self._loop.call_soon_threadsafe(self._load, endpoint, guarded(sink))
@@ -117,6 +124,12 @@ class RemoteEngine:
         """Start a reply and return its request id; `sink` gets Queued first (or Failed)."""
         request_id, now = next(self._ids), time.monotonic()
         self._loop.call_soon_threadsafe(self._submit, request_id, request, guarded(sink), now)
+        return request_id
+
+    def score(self, request: ScoreRequest, sink: Sink) -> int:
+        """Refuse: servers do not tell how likely the tokens of a given reply are. Returns the request id."""
+        request_id = next(self._ids)
+        self._loop.call_soon_threadsafe(guarded(sink), Failed(request_id, NO_SCORES, ""))
         return request_id
 
     def cancel(self, request_id: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -14,15 +15,17 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Footer, Static, TextArea
 
+from ...engine.events import EngineFigures
 from ...engine.request import Role
 from ...models.errors import UserError
-from .. import editor
+from .. import editor, keymap
 from ..actions import ACTIONS, slash_command
-from ..attachments import Attachments
+from ..attachments import Attachment, Attachments
 from ..controller import STILL_WRITING, Controller
 from ..database import Turn
 from ..events import (
     BranchShown,
+    ContextFull,
     ContextUsed,
     ControllerEvent,
     ConversationShown,
@@ -40,17 +43,24 @@ from ..events import (
     TitleChanged,
     TurnAdded,
     TurnChanged,
+    TurnsLeftOut,
 )
-from ..incoming import command_paths, image_paths
+from ..incoming import command_paths, image_paths, title_of
+from ..machine import Machine, MachineLoad
 from ..text import inert, one_line
 from ..widgets.attachments import AttachedChip, AttachmentBar
 from ..widgets.chat_list import ChatList
-from ..widgets.markdown import code_blocks
+from ..widgets.markdown_parser import code_blocks
 from ..widgets.prompt import PromptInput
 from ..widgets.queue import QueuedMessages
-from ..widgets.status import ContextLabel, ContextMeter, Header, Telemetry
+from ..widgets.status import NEARLY_FULL, ContextLabel, ContextMeter, Header
+from ..widgets.telemetry import Telemetry
 from ..widgets.transcript import Transcript
 from .code_blocks import CodeBlocksScreen
+from .context_full import SHOWN_QUESTIONS, ContextFullScreen
+from .tokens import TokensScreen
+
+LOAD_EVERY_S = 1.0
 
 
 class ChatScreen(Screen[None]):
@@ -84,6 +94,7 @@ class ChatScreen(Screen[None]):
         self._telemetry = Telemetry()
         self._meter_label = ContextLabel()
         self._meter = ContextMeter()
+        self._machine = Machine()
 
     def compose(self) -> ComposeResult:
         yield self._sidebar
@@ -102,6 +113,19 @@ class ChatScreen(Screen[None]):
 
     def on_mount(self) -> None:
         self._prompt.focus()
+        self.set_interval(LOAD_EVERY_S, self._show_load)
+
+    @work(exclusive=True, group="load")
+    async def _show_load(self) -> None:
+        if self._telemetry.is_wide:
+            load, figures = await self.load()
+            self._telemetry.show_load(load, figures)
+
+    async def load(self) -> tuple[MachineLoad, EngineFigures | None]:
+        """What the machine and the engine carry now."""
+        engine, model = self.controller.engine, self.controller.model
+        load = await asyncio.to_thread(self._machine.sample, gpu=model is not None and model.device == "cuda")
+        return load, engine.figures if engine else None
 
     # What the controller tells
 
@@ -130,19 +154,19 @@ class ChatScreen(Screen[None]):
             case ThinkingAdded(turn, tokens, rate):
                 if reply := self._transcript.reply(turn):
                     reply.think()
-                self._telemetry.show_decode(tokens, rate)
+                self._telemetry.show_decode(tokens, rate, self.controller.pace)
             case TextAdded(turn, text, tokens, rate):
                 if reply := self._transcript.reply(turn):
                     await reply.append(text)
-                self._telemetry.show_decode(tokens, rate)
+                self._telemetry.show_decode(tokens, rate, self.controller.pace)
             case TurnChanged(turn):
                 if reply := self._transcript.reply(turn):
                     await reply.refresh_turn()
                 if turn.status != "streaming":
                     await self._refresh_sidebar()
                     self._show_idle()
-            case PromptRead(done, total):
-                self._telemetry.show_prefill(done, total)
+            case PromptRead(done, total, rate):
+                self._telemetry.show_prefill(done, total, rate)
             case PromptReturned(text, None, images):
                 self._prompt.give_back(text)
                 self.attachments.put(*images, *self.attachments.items)
@@ -154,13 +178,18 @@ class ChatScreen(Screen[None]):
                 self._prompt.queued = bool(messages)
                 self._queue.show(messages, paused)
             case ModelOffered(name):
-                offer = "[@click=screen.use_own_model]use it again[/] Ctrl+L"
+                offer = f"[@click=screen.use_own_model]use it again[/] {keymap.key('use_own_model')}"
                 text = Content(f"This chat was with {one_line(name or '')}   ") + Content.from_markup(offer)
                 self._offer.update(text)
                 self._offer.display = name is not None
             case ContextUsed(used, limit):
                 self._meter_label.show(used, limit)
                 self._meter.show(used, limit)
+                self._meter.tooltip = self._what_goes_first() if used >= NEARLY_FULL * limit else None
+            case ContextFull():
+                self._ask_what_to_leave_out(event)
+            case TurnsLeftOut():
+                await self._transcript.show_left_out()
             case ModelLoading(name, done, total, text):
                 self._without_model = False
                 self._header.show_model(None)
@@ -168,6 +197,7 @@ class ChatScreen(Screen[None]):
             case ModelReady(_, info):
                 self._without_model = False
                 self._header.show_model(info)
+                self._show_load()
                 await self._show_attachments()
                 if not self.controller.replying:
                     self._show_idle()
@@ -177,11 +207,39 @@ class ChatScreen(Screen[None]):
                 await self._show_attachments()
                 self._show_idle()
 
+    def _what_goes_first(self) -> str:
+        """Which turns can be left out when the context is full."""
+        read = self.controller.conversation.read_turns
+        questions = [f"“{title_of(turn.label)}”" for turn in read if turn.role == "user"][:-1]
+        first = f" First in line: {', '.join(questions[:SHOWN_QUESTIONS])}." if questions else ""
+        return f"When the context is full, you choose what the model no longer reads.{first}"
+
+    @work
+    async def _ask_what_to_leave_out(self, full: ContextFull) -> None:
+        controller, prompt = self.controller, full.prompt
+        model = one_line(controller.model_name or "the model")
+        choice = await self.app.push_screen_wait(
+            ContextFullScreen(full.overflow, model, message=prompt is not None)
+        )
+        if choice == "shorten":
+            return
+        if choice == "new":
+            await controller.new_conversation()
+        else:
+            await controller.leave_out(full.overflow.left_out)
+        if prompt is not None:
+            await self._send(prompt.text, prompt.edited.images if prompt.edited else prompt.images)
+        elif choice == "leave_out" and full.question is not None:
+            await controller.regenerate(full.question)
+        elif choice == "leave_out":
+            await (controller.continue_reply() if controller.can_continue else controller.regenerate())
+
     def _show_idle(self) -> None:
         """Nothing goes on: the last reply's figures, or what the user can do."""
         reply = self.controller.last_reply
         if self._without_model:
-            self._telemetry.show("No model is loaded · F3 to choose one", "$text-warning")
+            key = keymap.key("app.models")
+            self._telemetry.show(f"No model is loaded · {key} to choose one", "$text-warning")
         elif reply is not None and reply.figures is not None:
             self._telemetry.show_usage(reply.figures)
         elif self.controller.model is not None:
@@ -212,16 +270,20 @@ class ChatScreen(Screen[None]):
             await self.run_action(action)
         elif self._edited is not None and self.controller.replying:
             self.notify(STILL_WRITING, severity="warning")
-        elif edited := self._edited:
-            event.prompt.sent(event.text)
-            self._end_edit()
-            await self.controller.edit(edited, event.text)
-        elif self.attachments.reading:
+        elif self._edited is None and self.attachments.reading:
             self.notify("An image is still being read: send the message in a moment.", severity="warning")
         else:
-            event.prompt.sent(event.text)
-            self.attachments.put()
-            await self.controller.send(event.text, images)
+            await self._send(event.text, images)
+
+    async def _send(self, text: str, images: tuple[Attachment, ...]) -> None:
+        """Send what is in the prompt: a message, or the new version of a turn, whose images stay its own."""
+        self._prompt.sent(text)
+        if edited := self._edited:
+            self._end_edit()
+            await self.controller.edit(edited, text)
+        else:
+            self.attachments.put(*(item for item in self.attachments.items if item not in images))
+            await self.controller.send(text, images)
 
     # Images
 
@@ -282,8 +344,10 @@ class ChatScreen(Screen[None]):
     async def action_cancel(self) -> None:
         if self._edited is not None:
             self._end_edit()
-        else:
+        elif self.controller.replying:
             await self.controller.cancel()
+        else:
+            self.controller.cancel_load()
 
     async def action_continue_reply(self) -> None:
         if self.controller.can_continue:
@@ -296,6 +360,16 @@ class ChatScreen(Screen[None]):
         selected = self._transcript.selected
         self._prompt.focus()
         await self.controller.regenerate(selected)
+
+    @work(group="dialog", exclusive=True)
+    async def action_tokens(self) -> None:
+        """How likely a reply's tokens were; another one in the place of one begins a reply beside it."""
+        turn = self._transcript.selected or self._last("assistant")
+        if turn is None or turn.role != "assistant" or turn.status == "streaming" or not turn.has_begun:
+            self.notify("There is no finished reply to show the tokens of.")
+        elif ids := await self.app.push_screen_wait(TokensScreen(self.controller, turn)):
+            self._prompt.focus()
+            await self.controller.regenerate(turn, ids)
 
     # The prompt
 

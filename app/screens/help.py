@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -10,13 +11,21 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from .. import keymap
 from ..actions import ACTIONS, PROMPT_KEYS
 
 
 class HelpScreen(ModalScreen[None]):
-    """Escape or F1 closes it; the arrow keys scroll."""
+    """Escape or the key that opened it closes it; the arrow keys scroll."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f1,q,enter", "dismiss", "Close")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,enter", "dismiss", "Close"),
+        *(
+            replace(each.binding, action="dismiss", description="")
+            for each in ACTIONS
+            if each.name == "app.help"
+        ),
+    ]
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="dialog", classes="dialog") as dialog:
@@ -27,7 +36,8 @@ class HelpScreen(ModalScreen[None]):
                 yield _line(keys, what)
             yield Static("\nCommands", classes="heading")
             for action in ACTIONS:
-                yield _line(action.key or "Ctrl+P", f"{action.title}: {action.help}", action.command)
+                key = keymap.key(action.name) or "Ctrl+P"
+                yield _line(key, f"{action.title}: {action.help}", action.command)
             yield Static("\nWith a turn selected", classes="heading")
             for action in ACTIONS:
                 if action.turn_keys:

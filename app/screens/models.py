@@ -1,11 +1,11 @@
-"""The model switcher: the converted models, to load, add or delete one."""
+"""The model manager: the converted models, and what could become one; load, add, rename, verify, delete."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import threading
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -16,23 +16,37 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from ...converter import remove
+from ...converter import Cancelled, Local, Part, discard_part, find_local, parts
+from ...converter.names import check_name
+from ...engine.events import ModelInfo
 from ...models.checkpoint import Checkpoint
 from ...models.errors import UserError
 from ...models.units import format_bytes, format_count
-from ..library import scan
+from ..library import last_speed, not_converted, scan
 from ..paths import Paths
 from ..remote.endpoint import Endpoints
+from ..settings import Settings
+from ..text import one_line
+from ..widgets.status import bar
 from .endpoint import entry, forget
+
+if TYPE_CHECKING:  # imports torch, which takes seconds
+    from ..fit import Fit
+
+_REFRESH_S = 0.1
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What the user decided: load the model `name`, add a new one or an endpoint, change the endpoint `name`;
-    or `name` was removed."""
+    """What the user decided: load, rename or delete the model `name`, add one, or convert `source`.
 
-    action: Literal["load", "add", "endpoint", "removed"]
+    Or change the endpoint `name`; without one, add an endpoint.
+    """
+
+    action: Literal["load", "add", "convert", "rename", "delete", "endpoint"]
     name: str | None = None
+    new_name: str | None = None
+    source: Local | Part | None = None
 
 
 class ConfirmScreen(ModalScreen[bool]):
@@ -78,17 +92,71 @@ class ConfirmScreen(ModalScreen[bool]):
         self.dismiss(event.button.id == "yes")
 
 
-class ModelScreen(ModalScreen[ModelChoice | None]):
-    """Lists the models under `paths.models`; `current` is the name of the one that is loaded.
+class NameScreen(ModalScreen[str | None]):
+    """Asks for another name of the model `name`; dismisses with one that is free and allowed, or None."""
 
-    Dismisses with a ModelChoice, or None when the user leaves it at that. Loading and adding are the
-    caller's business; deleting is done here, after a question.
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Back")]
+    DEFAULT_CSS = """
+    NameScreen {
+        align: center middle;
+        background: $background 60%;
+
+        #rename {
+            width: 60;
+            max-width: 90%;
+            height: auto;
+            padding: 1 2;
+            background: $surface;
+            border: round $primary 60%;
+            border-title-color: $text-primary;
+        }
+        Input { padding: 0 1 !important; background: $foreground 7%; }
+        Static { margin-top: 1; color: $text-muted; }
+        Static.-error { color: $text-error; }
+    }
+    """
+
+    def __init__(self, paths: Paths, name: str) -> None:
+        super().__init__()
+        self._paths = paths
+        self._name = name
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="rename") as dialog:
+            dialog.border_title = f"Rename {self._name}"
+            yield Input(self._name, compact=True, select_on_focus=True)
+            yield Static("Enter renames · Esc goes back", markup=False)
+
+    @on(Input.Submitted)
+    def _check(self, event: Input.Submitted) -> None:
+        name = event.value.strip()
+        try:
+            check_name(name)
+            taken = (self._paths.models / name).exists() or Endpoints(self._paths.endpoints).get(name)
+            if name != self._name and taken:
+                raise UserError(f"There is already a model called {name}.")
+        except UserError as error:
+            note = self.query_one(Static)
+            note.update(one_line(str(error)))
+            note.add_class("-error")
+        else:
+            self.dismiss(name if name != self._name else None)
+
+
+class ModelScreen(ModalScreen[ModelChoice | None]):
+    """Lists the models under `paths.models`; `loaded` is the one in use, by the name of its directory.
+
+    Below them come conversions that were stopped, and checkpoints on this machine that are not converted.
+    Dismisses with a ModelChoice (None when the user leaves it at that), which is the caller's to carry out;
+    only verifying, discarding a stopped conversion and forgetting an endpoint are done here.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("a", "add", "Add"),
         Binding("n", "new_endpoint", "New endpoint"),
         Binding("e", "edit_endpoint", "Edit endpoint"),
+        Binding("r", "rename", "Rename"),
+        Binding("v", "verify", "Verify"),
         Binding("d,delete", "delete", "Delete"),
         Binding("slash", "filter", "Filter"),
         Binding("escape", "close", "Close"),
@@ -102,11 +170,10 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         background: $background 60%;
 
         #dialog {
-            width: 90%;
-            max-width: 88;
-            height: auto;
-            max-height: 92%;
-            padding: 1 0 0 0;
+            width: 96%;
+            max-width: 96;
+            height: 96%;
+            max-height: 32;
             background: $surface;
             border: round $primary 60%;
             border-title-color: $text-primary;
@@ -115,9 +182,10 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         #filter { margin: 0 2 1 2; width: 1fr; padding: 0 1 !important; background: $foreground 7%; }
         #filter:focus { background: $primary 25%; }
         #models {
-            height: auto;
-            max-height: 1fr;
+            height: 1fr;
             margin: 0 1;
+            text-wrap: nowrap;
+            text-overflow: ellipsis;
             background: $surface;
             scrollbar-size-vertical: 1;
             scrollbar-background: $surface;
@@ -134,40 +202,74 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         #note.-damage { margin-top: 1; color: $text-error; }
         #buttons {
             height: 2;
-            margin-top: 1;
             padding: 0 2;
             align-horizontal: right;
             border-top: solid $foreground 15%;
         }
-        Button { margin-left: 2; min-width: 10; }
+        Button { margin-left: 1; min-width: 0; }
         #buttons Button:focus { text-style: bold underline; }
     }
     """
 
-    def __init__(self, paths: Paths, current: str | None) -> None:
+    def __init__(
+        self, paths: Paths, settings: Settings, loaded: ModelInfo | None, chosen: str | None = None
+    ) -> None:
         super().__init__()
         self._paths = paths
-        self._current = current
+        self._options = settings
+        self._loaded = loaded
+        self._current = loaded.name if loaded else None
+        self._first = chosen or self._current
+        """Where the cursor begins."""
         self._library = scan(paths.models)
         self._endpoints = Endpoints(paths.endpoints).load()[0]  # the app has told of wrong ones
-        self._bytes = {model.path.name: model.size for model in self._library.models}
+        self._models = {
+            model.path.name: model for model in self._library.models if model.path.name not in self._endpoints
+        }
+        self._parts = {f"part:{part.fingerprint}": part for part in parts(paths.models)}
+        self._locals: dict[str, Local] = {}
+        self._fits: dict[str, Fit] = {}
+        self._verification: threading.Event | None = None
+        """Set to stop the verification under way."""
 
     def compose(self) -> ComposeResult:
         with Vertical(id="dialog") as dialog:
             dialog.border_title = "Models"
+            dialog.border_subtitle = "Esc closes"
             yield Input(placeholder="/ to filter", id="filter", compact=True)
             yield OptionList(id="models", compact=True, markup=False)
             yield Static(id="note", markup=False)
             with Horizontal(id="buttons"):
-                yield Button("Close esc", id="close", compact=True)
                 yield Button("Delete d", id="delete", compact=True)
                 yield Button("Endpoint n", id="endpoint", compact=True)
+                yield Button("Rename r", id="rename", compact=True)
+                yield Button("Verify v", id="verify", compact=True)
                 yield Button("Add a", id="add", compact=True)
                 yield Button("Load ↵", id="load", variant="primary", compact=True)
 
     def on_mount(self) -> None:
-        self._show("")
+        self._show()
         self._list.focus()
+        self._look_for_checkpoints()
+        if self._models:  # for endpoints alone torch is not imported
+            self._see_what_fits()
+
+    @work(group="checkpoints")
+    async def _look_for_checkpoints(self) -> None:
+        found = await asyncio.to_thread(find_local, self._options.searched)
+        self._locals = {f"local:{local.source}": local for local in not_converted(found, self._library)}
+        self._show()
+
+    @work(group="fits")
+    async def _see_what_fits(self) -> None:
+        def look() -> dict[str, Fit]:
+            from ..fit import fits
+
+            settings = self._options
+            return fits(self._library.models, settings.device, settings.dtype, self._loaded)
+
+        self._fits = await asyncio.to_thread(look)
+        self._show()
 
     @property
     def _list(self) -> OptionList:
@@ -175,31 +277,32 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
 
     @property
     def _chosen(self) -> str | None:
-        """The name of the model under the cursor."""
+        """The id of the line under the cursor: a model's name, or a key of `_parts` or `_locals`."""
         option = self._list.highlighted_option
         return option.id if option else None
 
-    def _show(self, wanted: str) -> None:
-        """Fill the list with the models whose line holds every word of `wanted`."""
+    def _show(self) -> None:
+        """Fill the list with the lines that hold every word of the filter."""
+        wanted = self.query_one("#filter", Input).value
         words = wanted.lower().split()
-        models = [model for model in self._library.models if model.path.name not in self._endpoints]
-        options = [Option(self._entry(model), model.path.name) for model in models]
+        options = [Option(self._entry(model), name) for name, model in self._models.items()]
         options += [Option(_damaged(name), name) for name in self._library.damage]
         options += [Option(entry(each, self._current), name) for name, each in self._endpoints.items()]
         options.sort(key=lambda option: (option.id or "").lower())
+        options += [Option(_stopped(part), key) for key, part in self._parts.items()]
+        options += [Option(_unconverted(local), key) for key, local in self._locals.items()]
         found = [option for option in options if all(word in str(option.prompt).lower() for word in words)]
-        chosen = self._chosen or self._current
+        chosen = self._chosen or self._first
         self._list.set_options(found)
         names = [option.id for option in found]
         if found:
             self._list.highlighted = names.index(chosen) if chosen in names else 0
-        self._list.display = bool(found)
         if not found:
             self._note(
                 f"No model matches {wanted!r}." if options else "There is no model yet: press a to add one."
             )
 
-    def _note(self, text: str, *, damage: bool = False) -> None:
+    def _note(self, text: str | Content, *, damage: bool = False) -> None:
         note = self.query_one("#note", Static)
         note.update(text)
         note.display = bool(text)
@@ -207,25 +310,45 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
 
     @on(OptionList.OptionHighlighted)
     def _explain(self, event: OptionList.OptionHighlighted) -> None:
-        self._note(self._library.damage.get(event.option_id or "", ""), damage=True)
+        key = event.option_id or ""
+        convert = key in self._parts or key in self._locals
+        load = self.query_one("#load", Button)
+        load.label = "Convert ↵" if convert else "Load ↵"
+        load.refresh(layout=True)  # a new label alone does not make it wider
+        if self._verification is None:
+            problem = self._library.damage.get(key, "") or (
+                self._fits[key].problem if key in self._fits else ""
+            )
+            self._note(problem, damage=True)
 
     def _entry(self, model: Checkpoint) -> Content:
-        name = model.path.name
-        manifest = model.manifest
+        name, manifest = model.path.name, model.manifest
+        parts: list[tuple[str, str]] = []
+        if name == self._current:
+            parts.append(("in use", "$text-success"))
+        elif fit := self._fits.get(name):
+            limit = f" with context {fit.context:,}" if fit.context < model.config.max_position else ""
+            parts.append((f"fits{limit}", "") if fit.fits else ("does not fit", "$text-error"))
+        if speed := last_speed(model.path):
+            parts.append((f"{speed:.1f} tok/s", ""))
+        if model.config.vision:
+            parts.append(("sees images", ""))
         figures = (
             manifest.family,
-            f"{format_count(manifest.parameter_count)} parameters",
+            format_count(manifest.parameter_count),
             manifest.dtype,
             format_bytes(model.size),
             f"context {model.config.max_position:,}",
         )
         mark = ("● ", "$text-success") if name == self._current else ("  ", "")
-        use = ("  in use", "$text-success") if name == self._current else ("", "")
-        return Content.assemble(mark, (name, "bold"), use, ("\n  " + " · ".join(figures), "$foreground 60%"))
+        state = [item for part in parts for item in (("  ", ""), part)]
+        return Content.assemble(
+            mark, (name, "bold"), *state, ("\n  " + " · ".join(figures), "$foreground 60%")
+        )
 
     @on(Input.Changed, "#filter")
-    def _filter(self, event: Input.Changed) -> None:
-        self._show(event.value)
+    def _filter(self) -> None:
+        self._show()
 
     def action_filter(self) -> None:
         self.query_one("#filter", Input).focus()
@@ -238,13 +361,15 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
     @on(Input.Submitted)
     @on(Button.Pressed, "#load")
     def _load(self) -> None:
-        name = self._chosen
-        if name is None:
+        key = self._chosen
+        if key is None:
             return
-        if name in self._library.damage:
-            self.notify(self._library.damage[name], severity="error", markup=False)
+        if source := self._parts.get(key) or self._locals.get(key):
+            self.dismiss(ModelChoice("convert", source=source))
+        elif key in self._library.damage:
+            self.notify(self._library.damage[key], severity="error", markup=False)
         else:
-            self.dismiss(ModelChoice("load", name))
+            self.dismiss(ModelChoice("load", key))
 
     @on(Button.Pressed, "#add")
     def action_add(self) -> None:
@@ -258,39 +383,136 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         if self._chosen in self._endpoints:
             self.dismiss(ModelChoice("endpoint", self._chosen))
 
-    @on(Button.Pressed, "#close")
     def action_close(self) -> None:
-        self.dismiss(None)
+        if self._verification:
+            self._verification.set()
+        else:
+            self.dismiss(None)
+
+    @on(Button.Pressed, "#rename")
+    @work(exclusive=True)
+    async def action_rename(self) -> None:
+        if (model := self._sound_model()) is None:
+            return
+        name = model.path.name
+        new_name = await self.app.push_screen_wait(NameScreen(self._paths, name))
+        if new_name is not None:
+            self.dismiss(ModelChoice("rename", name, new_name))
 
     @on(Button.Pressed, "#delete")
     @work(exclusive=True)
     async def action_delete(self) -> None:
-        name = self._chosen
-        if name is None:
+        key = self._chosen
+        if key is None:
             return
+        if part := self._parts.get(key):
+            question = f"Delete the {format_bytes(part.done)} that a stopped conversion has of {part.name}?"
+            if await self._confirm(question):
+                await asyncio.to_thread(discard_part, self._paths.models, part)
+                del self._parts[key]
+                self._show()
+        elif local := self._locals.get(key):
+            self.notify(f"{local.name} is not converted: its files are not the program's to delete.")
+        elif key in self._endpoints:
+            await self._forget(key)
+        else:
+            frees = f" It frees {format_bytes(self._models[key].size)}." if key in self._models else ""
+            unload = " It is in use and unloaded first." if key == self._current else ""
+            if await self._confirm(f"Delete the model {key}?{frees}{unload}") and await self._confirm(
+                f"This cannot be undone. Delete {key} for good?"
+            ):
+                self.dismiss(ModelChoice("delete", key))
+
+    async def _forget(self, name: str) -> None:
+        """Remove an endpoint and its key, unless it is the one in use."""
         if name == self._current:
             self.notify(
-                f"{name} is in use: load another model before you delete it.",
+                f"{name} is in use: load another model before you forget it.",
                 severity="warning",
                 markup=False,
             )
-            return
-        if name in self._endpoints:
-            if await self.app.push_screen_wait(ConfirmScreen(f"Forget {name} and its key?", "Forget")):
-                await self._remove(forget, self._paths, name)
-            return
-        frees = f" It frees {format_bytes(self._bytes[name])}." if name in self._bytes else ""
-        if not await self.app.push_screen_wait(ConfirmScreen(f"Delete the model {name}?{frees}", "Delete")):
-            return
-        await self._remove(remove, self._paths.models, name)
+        elif await self._confirm(f"Forget {name} and its key?", "Forget"):
+            try:
+                await asyncio.to_thread(forget, self._paths, name)
+            except UserError as error:
+                self.notify(str(error), severity="error", markup=False)
+            else:
+                del self._endpoints[name]
+                self._show()
 
-    async def _remove(self, how: Callable[[Any, str], object], where: Any, name: str) -> None:
+    async def _confirm(self, question: str, yes: str = "Delete") -> bool:
+        return bool(await self.app.push_screen_wait(ConfirmScreen(question, yes)))
+
+    @on(Button.Pressed, "#verify")
+    @work(group="verify")
+    async def action_verify(self) -> None:
+        """Read every file of the model again; escape stops that."""
+        if self._verification is not None or (model := self._sound_model()) is None:
+            return
+        name, done = model.path.name, 0
+        stop = self._verification = threading.Event()
+
+        def progress(count: int) -> None:  # called on the thread that reads
+            nonlocal done
+            done += count
+            if stop.is_set():
+                raise Cancelled
+
+        def show() -> None:
+            share = done / max(1, model.size)
+            self._note(
+                Content.assemble(
+                    f"Verifying {name}  ", bar(share, 12, "$primary"), f" {share:4.0%}  ", "Esc stops"
+                )
+            )
+
+        show()
+        timer = self.set_interval(_REFRESH_S, show)
+        problem = ""
         try:
-            await asyncio.to_thread(how, where, name)
+            await asyncio.to_thread(model.verify, force=True, progress=progress)
+            said = f"{name}: all {len(model.manifest.files)} files are sound."
+        except Cancelled:
+            said = f"{name} was not verified to the end."
         except UserError as error:
-            self.notify(str(error), severity="error", markup=False)
-        else:
-            self.dismiss(ModelChoice("removed", name))
+            said = problem = str(error)
+        except OSError as error:
+            said = problem = f"{name} cannot be read ({error.strerror}): check its disk and its owner."
+        finally:
+            timer.stop()
+            stop.set()  # when the screen is left meanwhile, the thread must end
+            self._verification = None
+        self._note(said, damage=bool(problem))
+
+    def _sound_model(self) -> Checkpoint | None:
+        """The model under the cursor; None, and a notice, when there is none that can be used."""
+        key = self._chosen
+        if key is not None and key not in self._models:
+            reason = "It is not converted yet: Enter converts it."
+            if key in self._endpoints:
+                reason = f"{key} is an endpoint: e edits it."
+            self.notify(self._library.damage.get(key, reason), markup=False)
+        return self._models.get(key or "")
+
+
+def _line(name: str, state: tuple[str, str], details: list[str]) -> Content:
+    return Content.assemble(
+        "  ",
+        (one_line(name), "bold"),
+        "  ",
+        state,
+        ("\n  " + one_line(" · ".join(details)), "$foreground 60%"),
+    )
+
+
+def _stopped(part: Part) -> Content:
+    state = (f"stopped at {part.done / part.total:.0%}: Enter goes on", "$text-warning")
+    return _line(part.name, state, [part.dtype, f"from {part.source}"])
+
+
+def _unconverted(local: Local) -> Content:
+    details = [local.family or "GGUF", format_bytes(local.size), local.repo or local.source]
+    return _line(local.name, ("not converted yet", "$text-warning"), details)
 
 
 def _damaged(name: str) -> Content:

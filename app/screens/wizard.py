@@ -18,7 +18,19 @@ from textual.screen import Screen
 from textual.widgets import Button, ContentSwitcher, Static
 from textual.worker import Worker
 
-from ...converter import Cancelled, Done, Notice, Progress, SourceInfo, convert, inspect
+from ...converter import (
+    Cancelled,
+    Done,
+    Local,
+    Notice,
+    Part,
+    Progress,
+    SourceInfo,
+    convert,
+    find_local,
+    inspect,
+    parts,
+)
 from ...engine.events import (
     Event,
     Failed,
@@ -33,6 +45,8 @@ from ...engine.events import (
 from ...engine.request import GenerationRequest, Message, SamplingParams
 from ...models.checkpoint import Checkpoint
 from ...models.errors import UserError
+from .. import keymap
+from ..library import not_converted, scan
 from ..log import record
 from ..paths import Paths
 from ..settings import Settings
@@ -80,12 +94,21 @@ class WizardScreen(Screen[str | None]):
     }
     """
 
-    def __init__(self, paths: Paths, engine: EngineThread, settings: Settings, first_run: bool) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        engine: EngineThread,
+        settings: Settings,
+        first_run: bool,
+        source: Local | Part | None = None,
+    ) -> None:
+        """`source` is what to begin with, where it is known already: the wizard then opens at step 2."""
         super().__init__()
         self._paths = paths
         self._engine = engine
         self._options = settings
         self._first_run = first_run
+        self._known = source
         self._source: SourceInfo | None = None
         self._search: Worker[None] | None = None
         """Looks at a source while step 1 still shows."""
@@ -117,6 +140,10 @@ class WizardScreen(Screen[str | None]):
     def on_mount(self) -> None:
         self._go("choose")
         self._measure_demo()
+        self._look_for_checkpoints()
+        if known := self._known:
+            self._step.note(f"Looking at {known.source}…")
+            self._search = self._look(known.source, known if isinstance(known, Part) else None)
 
     # Where the wizard is
 
@@ -199,17 +226,29 @@ class WizardScreen(Screen[str | None]):
         with contextlib.suppress(UserError):
             self.query_one(ChooseStep).show_demo_sizes(await asyncio.to_thread(self._inspect, "demo", "auto"))
 
+    @work(group="checkpoints")
+    async def _look_for_checkpoints(self) -> None:
+        """Offer what is on this machine."""
+
+        def look() -> list[Local]:
+            return not_converted(find_local(self._options.searched), scan(self._paths.models))
+
+        self.query_one(ChooseStep).offer(await asyncio.to_thread(look))
+
     def _inspect(self, source: str, dtype: str) -> SourceInfo:
         return inspect(source, self._paths.models, self._paths.downloads, dtype=dtype)
 
     @work(group="look", exclusive=True)
-    async def _look(self, source: str) -> None:
+    async def _look(self, source: str, part: Part | None = None) -> None:
+        """Find out about a source; `part` is what a stopped conversion of it has."""
+        dtype = part.dtype if part else "auto"
         try:
-            self._source = await asyncio.to_thread(self._inspect, source, "auto")
+            self._source = await asyncio.to_thread(self._inspect, source, dtype)
         except Exception as error:
             self._go("choose", self._sentence(error), error=True)
         else:
-            self.query_one(CheckStep).show(self._source, keep=False)
+            name = part.name if part else self._source.name
+            self.query_one(CheckStep).show(self._source, name, dtype)
             self._go("check")
 
     @property
@@ -227,7 +266,7 @@ class WizardScreen(Screen[str | None]):
         except Exception as error:
             step.note(self._sentence(error), error=True)
         else:
-            step.show(info, keep=True)
+            step.show(info)
 
     def _sentence(self, error: Exception) -> str:
         """What to tell the user; anything but a UserError is a fault of ours, and the log has the details."""
@@ -252,8 +291,12 @@ class WizardScreen(Screen[str | None]):
         try:
             self._model = await asyncio.to_thread(self._run, source.source, name, dtype, replace, cancel)
         except Cancelled:
-            kept = source.download_bytes > 0 and _holds_data(self._paths.downloads)
-            rest = "what was downloaded is kept for the next try" if kept else "nothing was left behind"
+            if any(part.name == name for part in await asyncio.to_thread(parts, self._paths.models)):
+                rest = f"{keymap.key('app.models')} shows the part that is done, to go on from there"
+            elif source.download_bytes > 0 and _holds_data(self._paths.downloads):
+                rest = "what was downloaded is kept for the next try"
+            else:
+                rest = "nothing was left behind"
             self._go("choose", f"Cancelled; {rest}.")
         except Exception as error:
             self._go("check", self._sentence(error), error=True)

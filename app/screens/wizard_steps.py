@@ -6,6 +6,7 @@ import asyncio
 import os
 import shlex
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 from urllib.parse import unquote, urlsplit
@@ -19,7 +20,7 @@ from textual.suggester import Suggester
 from textual.widgets import Checkbox, Input, Label, OptionList, ProgressBar, Select, Static
 from textual.widgets.option_list import Option
 
-from ...converter import Progress, SourceInfo
+from ...converter import Local, Progress, SourceInfo
 from ...converter.names import check_name
 from ...engine.events import Usage
 from ...models.errors import UserError
@@ -132,7 +133,17 @@ class ChooseStep(Step):
 
     DEFAULT_CSS = """
     ChooseStep {
-        OptionList { background: $surface; margin: 1 0; }
+        OptionList {
+            height: auto;
+            max-height: 78%;  /* the input below stays in view */
+            margin: 1 0;
+            background: $surface;
+            text-wrap: nowrap;
+            text-overflow: ellipsis;
+            scrollbar-size-vertical: 1;
+            scrollbar-background: $surface;
+            scrollbar-color: $foreground 25%;
+        }
         OptionList:focus { background-tint: $foreground 0%; }
         OptionList > .option-list--option { padding: 0 1; }
         OptionList > .option-list--option-highlighted, OptionList:focus > .option-list--option-highlighted {
@@ -176,33 +187,51 @@ class ChooseStep(Step):
         options = self.query_one(OptionList)
         options.replace_option_prompt("demo", self._option("demo", f"{about}\n{sizes}.").prompt)
 
+    def offer(self, found: Sequence[Local]) -> None:
+        """Add checkpoints of this machine to the list."""
+        options = self.query_one(OptionList)
+        for local in found:
+            details = f"{local.family or 'GGUF'}, {format_bytes(local.size)}, {local.repo or local.source}"
+            prompt = Content.assemble(
+                (one_line(local.name), "bold"), (f"\n{one_line(details)}", "$foreground 60%")
+            )
+            options.add_option(Option(prompt, local.source))
+
     @property
-    def kind(self) -> Kind:
-        return list(_SOURCES)[self.query_one(OptionList).highlighted or 0]
+    def _chosen(self) -> str:
+        """A Kind, or the source that is a checkpoint of this machine."""
+        option = self.query_one(OptionList).highlighted_option
+        return option.id if option and option.id else "demo"
+
+    @property
+    def _kind(self) -> Kind | None:
+        """Of a source that has to be named; the demo models and those that were found name themselves."""
+        return next((kind for kind in _PLACEHOLDERS if kind == self._chosen), None)
 
     @property
     def _asks_where(self) -> bool:
-        """Whether a source of this kind has to be named; the demo models name themselves."""
-        return self.kind in _PLACEHOLDERS
+        return self._kind is not None
 
     @property
     def source(self) -> str | None:
         """What the converter is to take, None (and a note) while it is not said yet."""
         text = self.query_one(Input).value.strip()
-        if not self._asks_where:
-            return self.kind
+        kind = self._kind
+        if kind is None:
+            return self._chosen
         if not text:
-            self.note(f"Type the {_PLACEHOLDERS[self.kind].split(';')[0].split(',')[0]}.", error=True)
+            self.note(f"Type the {_PLACEHOLDERS[kind].split(';')[0].split(',')[0]}.", error=True)
             self.query_one(Input).focus()
             return None
-        return text if self.kind == "hub" else str(typed_path(text))
+        return text if kind == "hub" else str(typed_path(text))
 
     @on(OptionList.OptionHighlighted)
     def _show_input(self) -> None:
         field = self.query_one(Input)
-        field.display = self._asks_where
-        field.placeholder = _PLACEHOLDERS.get(self.kind, "")
-        field.suggester = {"directory": PathSuggester(), "gguf": PathSuggester(".gguf")}.get(self.kind)
+        kind = self._kind
+        field.display = kind is not None
+        field.placeholder = _PLACEHOLDERS[kind] if kind else ""
+        field.suggester = {"directory": PathSuggester(), "gguf": PathSuggester(".gguf")}.get(kind or "")
         self.note("")
 
     @on(OptionList.OptionSelected)
@@ -281,8 +310,8 @@ class CheckStep(Step):
     def start(self) -> None:
         self.query_one("#name", Input).focus()
 
-    def show(self, info: SourceInfo, *, keep: bool) -> None:
-        """Show a source; with `keep` what the user entered stays (the sizes alone are new)."""
+    def show(self, info: SourceInfo, name: str | None = None, dtype: str = "auto") -> None:
+        """Show a source and propose a name and dtype; without a name, what the user entered stays."""
         family = info.family or "known after the download"
         count = f", {format_count(info.parameter_count)} parameters" if info.parameter_count else ""
         facts = {
@@ -296,10 +325,10 @@ class CheckStep(Step):
         short = info.download_bytes + info.converted_bytes > info.free_bytes
         self.query_one("#fact-disk").set_class(short, "-short")
         self.note("")
-        if not keep:
-            self._dtype = self.query_one(Select).value = "auto"
+        if name is not None:
+            self._dtype = self.query_one(Select).value = dtype
             self.query_one(Checkbox).value = False
-            self.query_one("#name", Input).value = info.name
+            self.query_one("#name", Input).value = name
             self._look_for_taken_name()
 
     @property

@@ -170,13 +170,13 @@ class ChatList(Vertical):
 
 
 def _entry(line: Summary | Hit) -> Content:
-    title = inert(line.title)
+    title = one_line(line.title)
     if isinstance(line, Hit):
         who = "You: " if line.role == "user" else ""
         return Content.assemble((title, "bold"), "\n", (who, "$text-muted"), _snippet(line.snippet))
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(line.updated))
     counted = f"{line.questions} question{'s' if line.questions != 1 else ''}"
-    details = " · ".join(part for part in (when, counted, inert(line.model)) if part)
+    details = " · ".join(part for part in (when, counted, one_line(line.model)) if part)
     pin = ("● ", "$text-primary") if line.pinned else ""
     return Content.assemble(pin, (title, "bold"), ("\n" + details, "$text-muted"))
 

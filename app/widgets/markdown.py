@@ -1,112 +1,202 @@
-"""Markdown that a model writes: cheap while it streams, complete, and without power over the terminal."""
+"""The text of a reply: cheap while it streams, complete, and without power over the terminal."""
 
 from __future__ import annotations
 
-from markdown_it import MarkdownIt
-from markdown_it.rules_core import StateCore
-from markdown_it.token import Token
-from textual import on
-from textual.app import ComposeResult
-from textual.widgets import Label, Markdown
-from textual.widgets.markdown import MarkdownBlock, MarkdownFence, MarkdownStream
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
 
-PAGE_LINES = 40
+from markdown_it.token import Token
+from textual.geometry import Size
+from textual.selection import Selection
+from textual.strip import Strip
+from textual.style import Style
+from textual.visual import Visual
+from textual.widget import Widget
+
+from ..text import inert
+from .markdown_lines import EMPTY, Code, Line, lay_out
+from .markdown_parser import parser, top_level
+
 _OPENED = ("http://", "https://", "mailto:")
 
 
-def make_parser() -> MarkdownIt:
-    """A Markdown parser that drops nothing of a reply.
+@dataclass
+class Block:
+    """A top-level block: its tokens, or its code, and the lines that it takes at `width`."""
 
-    HTML is shown as the text it is (Textual has no widget for it and would leave it out), and a single
-    newline is kept, as the model meant it.
+    tokens: list[Token]
+    code: Code | None = None
+    width: int = 0
+    lines: list[Line] = field(default_factory=list)
+
+    def lay_out(self, width: int) -> list[Line]:
+        if self.code is not None:
+            return self.code.lines(width)
+        if width != self.width:
+            self.width, self.lines = width, lay_out(self.tokens, width)
+        return self.lines
+
+
+class ReplyMarkdown(Widget):
+    """Markdown in one widget, drawn a line at a time.
+
+    Of a text that grows only the last block is parsed and laid out again, and only lines in view are drawn:
+    what an addition costs does not depend on the length of the reply. Feed it ten times a second at most.
     """
-    parser = MarkdownIt("gfm-like", {"html": False})
-    parser.core.ruler.push("keep_newlines", _keep_newlines)
-    return parser
-
-
-def code_blocks(text: str) -> list[str]:
-    """The contents of the code blocks in Markdown, wherever they stand."""
-    return [token.content for token in make_parser().parse(text) if token.type in ("fence", "code_block")]
-
-
-def _keep_newlines(state: StateCore) -> None:
-    for block in state.tokens:
-        for token in block.children or ():
-            if token.type == "softbreak":
-                token.type = "hardbreak"
-
-
-class ReplyFence(MarkdownFence):
-    """A code block whose finished part is left alone while it is still being written.
-
-    To colour and lay out all of it anew for each line that is added would take longer than the model takes
-    to write the line. So while the block is open, each PAGE_LINES lines become a label of their own, and only
-    the label with the lines after them changes. Once it is closed it is one label again.
-    """
-
-    def __init__(self, markdown: Markdown, token: Token, code: str) -> None:
-        lines = code.split("\n")
-        done = (len(lines) - 1) // PAGE_LINES * PAGE_LINES if _is_open(token) else 0
-        self._pages = ["\n".join(lines[start : start + PAGE_LINES]) for start in range(0, done, PAGE_LINES)]
-        super().__init__(markdown, token, "\n".join(lines[done:]))
-
-    def compose(self) -> ComposeResult:
-        yield from self._labels(self._pages)
-        yield from super().compose()
-
-    def _labels(self, pages: list[str]) -> list[Label]:
-        ansi, dark = self.app.native_ansi_color, self.app.current_theme.dark
-        return [
-            Label(self.highlight(page, self.lexer, ansi=ansi, dark=dark), classes="page") for page in pages
-        ]
-
-    async def _update_from_block(self, block: MarkdownBlock) -> None:
-        if isinstance(block, ReplyFence):
-            if block._pages:
-                new = self._labels(block._pages[len(self._pages) :])
-                await self.mount_all(new, before="#code-content")
-            else:
-                await self.query(".page").remove()
-            self._pages = block._pages
-        await super()._update_from_block(block)
-
-
-def _is_open(token: Token) -> bool:
-    """Whether the closing line of a fence has not come yet: a closed one has a line more."""
-    if token.type != "fence" or token.map is None:
-        return False
-    first, end = token.map
-    lines = token.content.count("\n") + (token.content[-1:] not in ("", "\n"))
-    return end - first < lines + 2
-
-
-class ReplyMarkdown(Markdown):
-    """The text of a reply. Feed it ten times a second at most."""
-
-    BLOCKS = Markdown.BLOCKS | {"fence": ReplyFence, "code_block": ReplyFence}
 
     def __init__(self, text: str) -> None:
-        super().__init__(text, parser_factory=make_parser, open_links=False)
-        self._stream: MarkdownStream | None = None
+        super().__init__()
+        self.source = ""
+        self._environment: dict[str, Any] = {}
+        """The parser's: where the references of the text lead."""
+        self._blocks: list[Block] = []
+        self._finished = self._finished_at = 0
+        """So many of the blocks cannot change any more, and where in the source they end."""
+        self._lines: list[Line] = []
+        """Lines at `_width` of the blocks, as far as they are laid out."""
+        self._starts: list[int] = []
+        """Which of the lines is the first one of each block that is laid out."""
+        self._width = 0
+        self._strips: dict[int, Strip] = {}
+        self._grow(text)
+
+    # The text
 
     async def stream(self, text: str) -> None:
-        """Add to the text; what comes faster than it can be shown is gathered."""
-        if self._stream is None:
-            self._stream = Markdown.get_stream(self)
-        await self._stream.write(text)
+        """Add to the text."""
+        self._grow(text)
+        self.refresh(layout=True)
 
     async def show(self, text: str) -> None:
-        """End the stream and show `text`, parsed as a whole: pieces may have read differently."""
-        if self._stream is not None:
-            await self._stream.stop()
-            self._stream = None
-        await self.update(text)
+        """End the stream with `text`, all that there is."""
+        # A reference may be used in a block that was finished before it was defined.
+        if text != self.source or "references" in self._environment:
+            self.source, self._environment, self._blocks = "", {}, []
+            self._finished = self._finished_at = 0
+            self._forget_lines(0)
+            self._grow(text)
+            self.refresh(layout=True)
+        self._colour_long_code()
 
-    @on(Markdown.LinkClicked)
-    def _open(self, event: Markdown.LinkClicked) -> None:
-        event.stop()
-        if event.href.lower().startswith(_OPENED):  # never a file or a program of this machine
-            self.app.open_url(event.href)
+    def on_mount(self) -> None:
+        self._colour_long_code()
+
+    def _grow(self, text: str) -> None:
+        self.source += text
+        rest = self.source[self._finished_at :]
+        groups = top_level(parser().parse(rest, self._environment))
+        growing = self._blocks[self._finished :]
+        del self._blocks[self._finished :]
+        self._forget_lines(self._finished)
+        for number, group in enumerate(groups):
+            known = growing[number].code if number < len(growing) else None
+            self._blocks.append(Block(group, _code(group[0], known)))
+        if groups:
+            self._finish(groups, rest)
+
+    def _finish(self, groups: list[list[Token]], rest: str) -> None:
+        """Tell which of the blocks that were parsed from `rest` cannot change: all but the last.
+
+        If that is no more than the beginning of a line, it may turn out to belong to the block before: after
+        a list item and an empty line, `2` is a paragraph, and `2. two` the next item.
+        """
+        lines = rest.split("\n")
+        last = len(groups) - 1
+        if last and groups[last][0].map == [len(lines) - 1, len(lines)]:
+            last -= 1
+        first, _ = groups[last][0].map or (0, 0)
+        self._finished += last
+        self._finished_at += sum(len(line) + 1 for line in lines[:first])
+
+    def _colour_long_code(self) -> None:
+        for block in self._blocks:
+            if block.code is not None and block.code.is_paged:
+                self.run_worker(self._recolour(block, block.code))
+
+    async def _recolour(self, block: Block, code: Code) -> None:
+        recoloured = await asyncio.to_thread(code.recoloured)
+        if recoloured.text == code.text:  # it has not grown meanwhile
+            block.code = recoloured
+            self._forget_lines(0)
+            self.refresh()
+
+    # Its lines
+
+    def _forget_lines(self, block: int) -> None:
+        """Lay that block and those after it out again."""
+        if block < len(self._starts):
+            start = self._starts[block]
+            del self._lines[start:], self._starts[block:]
+            for line in [number for number in self._strips if number >= start]:
+                del self._strips[line]
+
+    def lines(self, width: int) -> list[Line]:
+        """The lines at that width, with an empty one after each block."""
+        if width != self._width:
+            self._forget_lines(0)
+            self._width = width
+        for block in self._blocks[len(self._starts) :]:
+            self._starts.append(len(self._lines))
+            self._lines += [*block.lay_out(width), EMPTY]
+        return self._lines
+
+    def get_content_width(self, container: Size, viewport: Size) -> int:
+        return container.width
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        return len(self.lines(width))
+
+    def render_line(self, y: int) -> Strip:
+        width = self.size.width
+        lines = self.lines(width)
+        if y >= len(lines):
+            return Strip.blank(width, self.visual_style.rich_style)
+        span = self.text_selection.get_span(y) if self.text_selection else None
+        if span is None and y in self._strips:
+            return self._strips[y]
+        content = lines[y].content
+        if span is not None:
+            start, end = span
+            style = Style.from_styles(self.screen.get_component_styles("screen--selection"))
+            content = content.stylize(style, start, len(content) if end < 0 else end)
+        drawn = Visual.to_strips(self, content, width, 1, self.visual_style, apply_selection=False, pad=True)
+        strip = drawn[0].apply_offsets(0, y)
+        if span is None:
+            self._strips[y] = strip
+        return strip
+
+    def notify_style_update(self) -> None:
+        self._strips.clear()
+        super().notify_style_update()
+
+    def selection_updated(self, selection: Selection | None) -> None:
+        self.refresh()
+
+    def get_selection(self, selection: Selection) -> tuple[str, str]:
+        """The text that is selected, without bullets' margins and with its own line breaks only."""
+        text, joint = "", ""
+        for number, line in enumerate(self.lines(self.size.width)):
+            if (span := selection.get_span(number)) is not None:
+                start, end = span
+                plain = line.content.plain
+                text += joint + plain[max(start, line.indent) : len(plain) if end < 0 else end].rstrip()
+                joint = line.joint
+        return text.rstrip("\n"), "\n"
+
+    def action_link(self, address: str) -> None:
+        """A link was clicked."""
+        if address.lower().startswith(_OPENED):  # never a file or a program of this machine
+            self.app.open_url(address)
         else:
-            self.notify(f"Not opened: {event.href}", markup=False)
+            self.notify(f"Not opened: {inert(address)}", markup=False)
+
+
+def _code(head: Token, known: Code | None) -> Code | None:
+    """The code of a block that begins with this token: `known`, which has grown, if it is the same."""
+    if head.type not in ("fence", "code_block"):
+        return None
+    code = Code(head.info)
+    if known and known.language == code.language and head.content.startswith(known.text):
+        code = known
+    return code.grow(head.content)

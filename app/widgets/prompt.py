@@ -163,8 +163,8 @@ class PromptInput(TextArea):
 
     async def _on_paste(self, event: events.Paste) -> None:
         event.stop()
-        event.prevent_default()  # TextArea's own handler would keep the carriage returns
-        text = event.text.replace("\r\n", "\n").replace("\r", "\n")
+        event.prevent_default()  # TextArea's own handler would keep all that a terminal acts on
+        text = inert(event.text.replace("\r\n", "\n").replace("\r", "\n"))
         paths = image_paths(text)
         if paths and all(os.path.exists(path) for path in paths):
             self.post_message(self.ImagesDropped(self, paths))

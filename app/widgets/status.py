@@ -1,4 +1,4 @@
-"""The lines that tell what goes on: which model, how fast, how full the context is."""
+"""The lines that tell which model runs and how full its context is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rich.cells import cell_len
 from textual.content import Content
 from textual.widgets import Static
 
-from ...engine.events import UNKNOWN_CONTEXT, ModelInfo, Usage
+from ...engine.events import UNKNOWN_CONTEXT, ModelInfo
 from ..remote.estimate import Estimate
 from ..text import format_tokens, one_line
 
@@ -43,7 +43,7 @@ class Header(Static):
         width, brand = self.content_size.width, "lite-llama"
         model = ""
         if info := self._model:
-            parts = [part for part in (info.name, info.device_name, info.dtype) if part]
+            parts = [one_line(part) for part in (info.name, info.device_name, info.dtype) if part]
             while len(parts) > 1 and cell_len(" · ".join(parts)) > width - len(brand) - 4:
                 parts.pop()
             model = " · ".join(parts)
@@ -53,47 +53,6 @@ class Header(Static):
         self.update(
             Content.assemble((brand, "bold $text-primary"), "  ", (title.plain, "$text-muted"), gap, model)
         )
-
-
-class Telemetry(Static):
-    """What the engine is doing, in its own figures."""
-
-    def __init__(self) -> None:
-        super().__init__(id="telemetry", markup=False)
-
-    def show(self, text: str, style: str = "") -> None:
-        self.update(Content.assemble((one_line(text), style)))
-
-    def show_loading(self, name: str, text: str, done: int, total: int) -> None:
-        parts: list[Content | str] = [f"Loading {one_line(name)}  "]
-        if total:
-            parts += [bar(done / total, 12, "$primary"), f" {done / total:4.0%}  "]
-        self.update(Content.assemble(*parts, (one_line(text), "$text-muted")))
-
-    def show_prefill(self, done: int, total: int) -> None:
-        self.update(
-            Content.assemble(
-                "Reading the prompt  ",
-                bar(done / max(1, total), 12, "$primary"),
-                f" {done:,} / {total:,} tokens",
-            )
-        )
-
-    def show_decode(self, tokens: int, tokens_per_s: float) -> None:
-        rate = f"{tokens_per_s:.1f} tok/s" if tokens_per_s else "…"
-        self.update(Content.assemble((rate, "bold $text-primary"), f" · {format_tokens(tokens)}"))
-
-    def show_usage(self, usage: Usage) -> None:
-        """The figures of a finished reply."""
-        parts = [format_tokens(usage.completion_tokens)]
-        if usage.decode_tokens_per_s:
-            parts.append(f"{usage.decode_tokens_per_s:.1f} tok/s")
-        parts.append(f"first token {usage.ttft_s:.2f} s")
-        if usage.remote:
-            parts.append("timed here")  # with the network, and whatever waited before us
-        if usage.cached_prompt_tokens:
-            parts.append(f"{usage.cached_prompt_tokens:,} reused")
-        self.show(" · ".join(parts))
 
 
 class ContextMeter(Static):

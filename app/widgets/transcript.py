@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
+from textual.widget import Widget
 from textual.widgets import Static
 
+from .. import keymap
 from ..actions import ACTIONS
 from ..database import Conversation, Turn
 from .message import ReplyMessage, UserMessage
 
 SHOWN_TURNS = 20
-"""Of a long conversation only so many turns are shown at first, and more on demand: each is many widgets."""
-HINT = Content.assemble(
-    ("Ask something to begin", "bold $foreground"),
-    "\n\n",
-    ("Enter", "$text-primary"),
-    " sends   ",
-    ("Alt+Enter", "$text-primary"),
-    " new line\n",
-    ("Ctrl+P", "$text-primary"),
-    " commands   ",
-    ("F1", "$text-primary"),
-    " help",
-)
-
+"""Of a long conversation only so many turns are shown at first, and more on demand."""
+MOST_TURNS = 3 * SHOWN_TURNS
+"""When a conversation has grown to more than that, only its end stays: what is shown is laid out often."""
 
 Shown = UserMessage | ReplyMessage
 
@@ -58,9 +50,10 @@ class Transcript(VerticalScroll, can_focus=False):
         self._earlier = list(turns[:-SHOWN_TURNS])
         widgets = [self._widget(turn) for turn in turns[-SHOWN_TURNS:]]
         with self.app.batch_update():
-            await self.remove_children()
-            await self.mount_all(widgets or [Static(HINT, id="hint")])
+            await self._remove(self.children)
+            await self.mount_all(widgets or [Static(_hint(), id="hint")])
             await self._offer_earlier()
+            await self.show_left_out()
         self.anchor()
 
     async def show_branch(self, conversation: Conversation) -> None:
@@ -69,12 +62,13 @@ class Transcript(VerticalScroll, can_focus=False):
         same = 0
         while same < min(len(shown), len(turns)) and shown[same].turn.id == turns[same].id:
             same += 1
-        if not same:
+        if not same or len(turns) > MOST_TURNS:
             await self.show(conversation)
             return
         with self.app.batch_update():
-            await self.remove_children(shown[same:])
+            await self._remove(shown[same:])
             await self.mount_all([self._widget(turn) for turn in turns[same:]])
+            await self.show_left_out()
         self.anchor()
 
     async def show_earlier(self) -> None:
@@ -84,7 +78,15 @@ class Transcript(VerticalScroll, can_focus=False):
         with self.app.batch_update():
             await self.mount_all([self._widget(turn) for turn in turns], before=first)
             await self._offer_earlier()
+            await self.show_left_out()
         self.call_after_refresh(self.scroll_to_widget, first, top=True, animate=False)
+
+    async def show_left_out(self) -> None:
+        """Draw a line before the first turn that the model reads, if it does not read all of them."""
+        await self.query("#left-out").remove()
+        first = self._conversation.read_turns[:1] if self._conversation.left_out else []
+        if first and (widget := self._widget_of(first[0])):
+            await self.mount(Static("The model no longer reads what is above", id="left-out"), before=widget)
 
     async def _offer_earlier(self) -> None:
         await self.query("#earlier").remove()
@@ -95,13 +97,27 @@ class Transcript(VerticalScroll, can_focus=False):
     async def add(self, turn: Turn) -> None:
         """A turn was added at the end: show it, wherever the user had scrolled to."""
         await self.query("#hint").remove()
-        await self.mount(self._widget(turn))
+        with self.app.batch_update():
+            await self.mount(self._widget(turn))
+            if len(shown := self._shown) > MOST_TURNS:
+                old = shown[:-SHOWN_TURNS]
+                self._earlier += [widget.turn for widget in old]
+                await self._remove(old)
+                await self._offer_earlier()
+            await self.show_left_out()
         self.anchor()
+
+    async def _remove(self, widgets: Sequence[Widget]) -> None:
+        for widget in widgets:
+            for each in widget.walk_children(Widget, with_self=True):
+                # Textual 8.2 keeps the lines that it drew of the last 1,024 widgets, removed or not.
+                each._styles_cache.clear()
+        await self.remove_children(widgets)
 
     def reply(self, turn: Turn) -> ReplyMessage | None:
         """The widget of a reply, None when it is not shown."""
-        replies = (widget for widget in reversed(self.children) if isinstance(widget, ReplyMessage))
-        return next((reply for reply in replies if reply.turn.id == turn.id), None)
+        widget = self._widget_of(turn)
+        return widget if isinstance(widget, ReplyMessage) else None
 
     # The selection
 
@@ -150,6 +166,25 @@ class Transcript(VerticalScroll, can_focus=False):
     def _shown(self) -> list[Shown]:
         return [child for child in self.children if isinstance(child, Shown)]
 
+    def _widget_of(self, turn: Turn) -> Shown | None:
+        return next((widget for widget in reversed(self._shown) if widget.turn.id == turn.id), None)
+
     def _widget(self, turn: Turn) -> Shown:
         kind = UserMessage if turn.role == "user" else ReplyMessage
         return kind(self._conversation, turn)
+
+
+def _hint() -> Content:
+    """What an empty conversation shows."""
+    return Content.assemble(
+        ("Ask something to begin", "bold $foreground"),
+        "\n\n",
+        ("Enter", "$text-primary"),
+        " sends   ",
+        ("Alt+Enter", "$text-primary"),
+        " new line\n",
+        ("Ctrl+P", "$text-primary"),
+        " commands   ",
+        (keymap.key("app.help"), "$text-primary"),
+        " help",
+    )

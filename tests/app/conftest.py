@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import threading
 import time
 from collections import deque
@@ -20,6 +22,7 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widgets import Input, Static, TextArea
 
+from lite_llama.app.machine import Machine, MachineLoad
 from lite_llama.app.paths import Paths
 from lite_llama.app.theme import THEMES
 from lite_llama.app.tui import LiteLlamaApp
@@ -28,6 +31,8 @@ from lite_llama.app.widgets.message import ReplyMessage, UserMessage
 from lite_llama.app.widgets.prompt import PromptInput
 from lite_llama.app.widgets.transcript import Transcript
 from lite_llama.engine.events import (
+    Alternative,
+    EngineFigures,
     Failed,
     Finished,
     FinishReason,
@@ -37,14 +42,18 @@ from lite_llama.engine.events import (
     ModelInfo,
     PrefillProgress,
     Queued,
+    Scored,
     TextDelta,
     Thinking,
     ThinkingDelta,
+    TokenScore,
     Usage,
 )
-from lite_llama.engine.request import GenerationRequest, Message
+from lite_llama.engine.request import GenerationRequest, Message, ScoreRequest
 from lite_llama.engine.thread import EngineThread, LoadOptions, Sink
 from lite_llama.models.checkpoint import MANIFEST, FileRecord, Manifest
+
+SHARES = (0.99, 0.95, 0.97, 0.72, 0.93, 0.31, 0.98, 0.12, 0.91, 0.02)
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,8 @@ class FakeEngine(EngineThread):
     `engine.requests`, `engine.loads` and `engine.cancelled` record what the app asked for. Figures are
     fixed: TTFT 0.25 s, 20 tokens/s, one token per chunk, half a second per chunk of thinking, seed 7. A token
     of a prompt is a word, plus four per message, plus 576 per image. A model sees images if its name begins
-    with `llava`.
+    with `llava`. A reply is scored as pieces of words whose probabilities are SHARES in turn; their ids are
+    100, 101, ..., and those of the two alternatives 200, 201, ... and 300, 301, ...
     """
 
     def __init__(self, max_context: int = 2048) -> None:
@@ -75,10 +85,18 @@ class FakeEngine(EngineThread):
         self.max_context = max_context
         self.load_error: str | None = None
         """The next loads fail with this message."""
+        self.unloadable: dict[str, str] = {}
+        """Name of a model -> the message that its loads fail with."""
         self.load_hold = threading.Event()
         """Clear it to keep loads waiting halfway."""
         self.load_hold.set()
         self.requests: list[GenerationRequest] = []
+        self.scored: list[ScoreRequest] = []
+        self.score_error: str | None = None
+        """Scoring fails with this message."""
+        self.score_hold = threading.Event()
+        """Clear it to keep scoring waiting halfway."""
+        self.score_hold.set()
         self.loads: list[LoadOptions] = []
         self.cancelled: list[int] = []
         self.closed = False
@@ -148,6 +166,13 @@ class FakeEngine(EngineThread):
         self._start(self._play, request_id, request, reply, sink)
         return request_id
 
+    def score(self, request: ScoreRequest, sink: Sink) -> int:
+        self.scored.append(request)
+        request_id = -len(self.scored)
+        self._cancels[request_id] = threading.Event()
+        self._start(self._play_score, request_id, request, sink)
+        return request_id
+
     def cancel(self, request_id: int) -> None:
         self.cancelled.append(request_id)
         self._cancels[request_id].set()
@@ -160,6 +185,10 @@ class FakeEngine(EngineThread):
     @property
     def model(self) -> ModelInfo | None:
         return self._model
+
+    @property
+    def figures(self) -> EngineFigures | None:
+        return EngineFigures(5, 12, self.max_context // 16, 0, 0) if self._model else None
 
     def close(self) -> None:
         self.closed = True
@@ -200,18 +229,18 @@ class FakeEngine(EngineThread):
             pass
         if cancel.is_set():
             sink(LoadFailed("Loading was cancelled."))
-        elif self.load_error is not None:
-            sink(LoadFailed(self.load_error))
+        elif error := self.unloadable.get(options.path.name, self.load_error):
+            sink(LoadFailed(error))
         else:
             self._model = self._info(options.path.name)
             sink(Loaded(self._model))
 
     def _play(self, request_id: int, request: GenerationRequest, reply: Reply, sink: Sink) -> None:
-        if reply.refuse is not None:
-            sink(Failed(request_id, reply.refuse, ""))
-            return
         cancel = self._cancels[request_id]
         prompt = self.count_tokens(request.messages)
+        if reply.refuse is not None or prompt >= self.max_context:
+            sink(Failed(request_id, reply.refuse or "It does not fit.", ""))
+            return
         sink(Queued(request_id, prompt))
         sink(PrefillProgress(request_id, prompt // 2, prompt))
         sink(PrefillProgress(request_id, prompt, prompt))
@@ -244,10 +273,40 @@ class FakeEngine(EngineThread):
         usage = Usage(prompt, 0, done, 0.25, 20.0 if done > 1 else 0.0, 1.0, 7)
         sink(Finished(request_id, reason, text, tuple(range(done)), usage, thinking))
 
+    def _play_score(self, request_id: int, request: ScoreRequest, sink: Sink) -> None:
+        if self.score_error is not None:
+            sink(Failed(request_id, self.score_error, ""))
+            return
+        sink(Queued(request_id, 200))
+        sink(PrefillProgress(request_id, 100, 200))
+        while not self.score_hold.wait(0.005):
+            if self._cancels[request_id].is_set():
+                sink(Failed(request_id, "Reading the tokens was stopped.", ""))
+                return
+        texts = [*re.findall(r"\n| ?[^ \n]{1,7}| ", request.messages[-1].content), "<|im_end|>"]
+        tokens = []
+        for at, text in enumerate(texts):
+            share = SHARES[at % len(SHARES)]
+            others = [(200 + at, " hum\x1b]0;x\x07", 0.6 * (1 - share)), (300 + at, "\n", 0.3 * (1 - share))]
+            shares = sorted([(100 + at, text, share), *others], key=lambda other: -other[2])
+            alternatives = tuple(Alternative(id, other, math.log(own)) for id, other, own in shares)
+            tokens.append(TokenScore(100 + at, text, math.log(share), alternatives))
+        sink(Scored(request_id, tuple(tokens), bool(request.token_ids)))
+
     def _hold(self, cancel: threading.Event) -> None:
         while not cancel.is_set() and not self._release.wait(0.005):
             pass
         self._release.clear()
+
+
+@pytest.fixture(autouse=True)
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the Hugging Face cache is: nowhere yet, whatever this machine has."""
+    from huggingface_hub import constants
+
+    path = tmp_path / "hub-cache"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(path))
+    return path
 
 
 @pytest.fixture
@@ -262,6 +321,12 @@ def engine():
     fake = FakeEngine()
     yield fake
     fake.close()
+
+
+@pytest.fixture(autouse=True)
+def same_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine always has the same load: pictures show it."""
+    monkeypatch.setattr(Machine, "sample", lambda self, *, gpu: MachineLoad(0.42, 400_000_000))
 
 
 @pytest.fixture
@@ -433,7 +498,7 @@ def chat(make_app, until):
             pilot = await self._run.__aenter__()
             running = Chat(self.app, pilot, until)
             if self.wait:
-                await running.until(lambda: running.text_of("#telemetry") == "Ready")
+                await running.until(lambda: running.text_of("#telemetry").startswith("Ready"))
             return running
 
         async def __aexit__(self, *error):

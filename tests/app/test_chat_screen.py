@@ -25,10 +25,9 @@ from lite_llama.app.screens.wizard import WizardScreen
 from lite_llama.app.settings import SettingsStore
 from lite_llama.app.theme import DARK, LIGHT
 from lite_llama.app.tui import LiteLlamaApp, recognise_alt_enter
-from lite_llama.app.widgets.markdown import PAGE_LINES, ReplyFence, ReplyMarkdown
 from lite_llama.app.widgets.prompt import NEW_LINE_KEYS, PromptInput
 from lite_llama.app.widgets.thinking import ThinkingBlock, ThinkingTitle
-from lite_llama.app.widgets.transcript import SHOWN_TURNS, Transcript
+from lite_llama.app.widgets.transcript import MOST_TURNS, SHOWN_TURNS, Transcript
 
 
 async def test_a_question_is_answered(chat, engine):
@@ -226,44 +225,6 @@ async def test_single_newlines_of_a_reply_are_kept(chat, engine):
         await c.ask("A poem")
         lines = [strip.text.strip() for strip in c.app.screen._compositor.render_strips()]
         assert lines.index("Violets are blue") == lines.index("Roses are red") + 1
-
-
-@pytest.mark.parametrize("end", ["", "\n```\n\nDone.", "\n```\n\n[1]: https://example.org"])
-async def test_a_streamed_reply_ends_as_if_it_had_been_there_at_once(chat, engine, until, end):
-    text = "See [it][1].\n\nTitle\n=====\n\n- a\n\n- b\n\n```python\n" + "x = 1\n" * 3 * PAGE_LINES + end
-    engine.reply(*[text[i : i + 40] for i in range(0, len(text), 40)], delay=0.01)
-
-    def blocks(markdown):
-        return [
-            (type(block).__name__, str(block._content), getattr(block, "lexer", None))
-            for block in markdown.query("MarkdownBlock").results()
-        ]
-
-    async with chat() as c:
-        await c.ask("Code")
-        streamed = c.app.screen.query_one(ReplyMarkdown)
-        whole = ReplyMarkdown(text)
-        await c.app.screen.query_one(Transcript).mount(whole)
-        await until(c.pilot, lambda: len(blocks(whole)) == len(blocks(streamed)))
-        assert blocks(whole) == blocks(streamed)
-
-
-async def test_the_finished_part_of_an_open_code_block_is_left_alone(chat, engine):
-    lines = [f"value = {number}" for number in range(3 * PAGE_LINES + 5)]
-    pieces = ["```python\n", *(line + "\n" for line in lines), "```\n\nAfter"]
-    engine.reply(*pieces, delay=0.002, hold_after=len(pieces) - 1)
-    async with chat() as c:
-
-        def labels():
-            return [str(label.render()) for label in c.app.screen.query(f"{ReplyFence.__name__} Label")]
-
-        await c.send("Code")
-        await c.until(lambda: "\n".join(labels()) == "\n".join(lines))
-        pages = [lines[start : start + PAGE_LINES] for start in range(0, len(lines), PAGE_LINES)]
-        assert labels() == ["\n".join(page) for page in pages]
-        engine.release()
-        await c.replied()
-        assert labels() == ["\n".join(lines)]
 
 
 async def test_the_transcript_follows_until_the_user_scrolls_away(chat, engine):
@@ -486,7 +447,7 @@ async def test_settings_are_used_and_saved(chat, engine, paths):
     async with chat(settings="# mine\ntemperature = 0.5\n") as c:
         await c.pilot.press("f2")
         await c.screen(SettingsScreen)
-        field = c.app.screen.query(Input).first()
+        field = c.app.screen.query_one("#field-temperature Input", Input)
         field.value = "0.25"
         await c.pilot.press("ctrl+s")
         await c.screen(ChatScreen)
@@ -521,6 +482,26 @@ async def test_a_long_conversation_shows_its_end_first(chat, paths):
         await c.until(lambda: len(c.shown()) == 2 * SHOWN_TURNS)
         assert c.shown()[0] == "user 0"
         assert not c.app.screen.query("#earlier")
+
+
+async def test_a_conversation_that_grows_long_keeps_its_end_on_the_screen(chat, engine):
+    async with chat() as c:
+        for number in range(MOST_TURNS // 2 + 1):
+            engine.reply(f"answer {number}")
+            await c.ask(f"question {number}")
+        assert c.shown()[-1] == f"answer {MOST_TURNS // 2}"
+        assert len(c.shown()) <= SHOWN_TURNS + 1
+        hidden = MOST_TURNS + 2 - len(c.shown())
+        assert c.text_of("#earlier") == f"Show earlier turns ({hidden} more)"
+        await c.app.screen.run_action("show_earlier")
+        await c.until(lambda: len(c.shown()) > SHOWN_TURNS + 1)
+        shown = c.shown()
+        assert (
+            shown
+            == [f"{who} {number}" for number in range(MOST_TURNS // 2 + 1) for who in ("question", "answer")][
+                -len(shown) :
+            ]
+        )
 
 
 async def test_after_a_crash_the_partial_reply_is_there(chat, engine, paths):

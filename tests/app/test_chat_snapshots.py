@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from textual.widgets import Input, OptionList
 
+from lite_llama.app.screens.chat import ChatScreen
 from lite_llama.app.widgets.prompt import PromptInput
 
 REPLY = """\
@@ -81,6 +82,11 @@ def play(engine, state):
         ("sidebar", LARGE, DARK),
         ("sidebar", LARGE, LIGHT),
         ("queue", SMALL, LIGHT),
+        ("figures", SMALL, DARK),
+        ("figures", LARGE, LIGHT),
+        ("full", SMALL, LIGHT),
+        ("full", LARGE, DARK),
+        ("left-out", SMALL, DARK),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value[0]}x{value[1]}",
 )
@@ -90,6 +96,8 @@ def test_chat_looks_as_accepted(
     make_model("SmolLM2-135M-Instruct")
     app = make_app(model="SmolLM2-135M-Instruct", settings=f'theme = "{theme}"\n')
     app.animation_level = "none"
+    if state in ("full", "left-out"):
+        engine.max_context = 80
     monkeypatch.setattr("time.localtime", lambda seconds: (2026, 1, 2, 3, 4, 5, 4, 2, 0))
 
     async def come_there(pilot):
@@ -97,7 +105,9 @@ def test_chat_looks_as_accepted(
         prompt.cursor_blink = False
 
         def says(text):
-            return lambda: str(app.query_one("#telemetry").render()) == text
+            if size == LARGE and text not in ("Starting", "Ready"):
+                text += f" · KV 5/{engine.max_context // 16} · CPU 42% 400 MB"
+            return lambda: str(app.query_one("#telemetry").render()).startswith(text)
 
         await until(pilot, says("Ready"))
         if state == "empty":
@@ -110,7 +120,9 @@ def test_chat_looks_as_accepted(
         if state not in ("streaming", "thinking", "queue"):
             await until(pilot, lambda: not app.controller.replying)
             used = engine.count_tokens(app.controller._messages(app.controller.conversation.turns))
-            await until(pilot, lambda: f" {used} / 2,048" in str(app.query_one("#context").render()))
+            await until(
+                pilot, lambda: f" {used} / {engine.max_context:,}" in str(app.query_one("#context").render())
+            )
         if state == "thoughts":
             await pilot.press("shift+tab", "enter")
         if state in ("branches", "editing"):
@@ -122,8 +134,8 @@ def test_chat_looks_as_accepted(
             if state == "editing":
                 await pilot.press("e")
             await asyncio.sleep(0.4)  # the meter counts again
-        if state in ("help", "conversations", "search"):
-            await pilot.press({"help": "f1", "conversations": "ctrl+o", "search": "f8"}[state])
+        if key := {"help": "f1", "conversations": "ctrl+o", "search": "f8", "figures": "f9"}.get(state):
+            await pilot.press(key)
             await until(pilot, lambda: app.screen.query("#dialog"))
         if state == "search":
             app.screen.query_one("#search", Input).cursor_blink = False
@@ -136,6 +148,16 @@ def test_chat_looks_as_accepted(
             for text in ("And alpacas?", "Compare the two, please.\nIn a table.", "Thanks", "Bye"):
                 prompt.text = text
                 await pilot.press("enter")
+        if state in ("full", "left-out"):
+            prompt.text = "And what do they say to one another, to people and to dogs that come near?"
+            await pilot.press("enter")
+            await until(pilot, lambda: app.screen.query("#dialog"))
+        if state == "left-out":
+            await pilot.press("enter")
+            await until(pilot, lambda: isinstance(app.screen, ChatScreen) and len(engine.requests) == 3)
+            await until(pilot, lambda: not app.controller.replying)
+            used = engine.count_tokens(engine.requests[-1].messages) + 5
+            await until(pilot, lambda: f" {used} / " in str(app.query_one("#context").render()))
         await pilot.pause()
 
     assert snap_compare(app, terminal_size=size, run_before=come_there)

@@ -488,6 +488,19 @@ async def test_deleted_conversations_come_back_until_they_are_purged(db, monkeyp
     assert await db._value("SELECT count(*) FROM messages") == 1
 
 
+async def test_past_replies_are_those_of_the_conversations_that_are_there(db):
+    kept, gone = talk("kept", "a", "b"), talk("gone", "a", "b")
+    for number, one in enumerate((kept, gone)):
+        one.turns[1].figures = Usage(10, 0, number, 0.1, 20.0, 1.0, 7)
+        await db.save(one, one.turns)
+    assert [reply.figures for reply in await db.past_replies(5)] == [
+        gone.turns[1].figures,
+        kept.turns[1].figures,
+    ]
+    await db.delete(gone.id)
+    assert [reply.figures for reply in await db.past_replies(5)] == [kept.turns[1].figures]
+
+
 async def test_what_is_written_to_is_no_longer_deleted(db):
     saved = talk("t", "one")
     await db.save(saved, saved.turns)

@@ -29,6 +29,7 @@ def talk():
     )
     conversation.turns = conversation.turns[:1]
     conversation.add(reply)
+    conversation.leave_out(1)
     return conversation
 
 
@@ -42,7 +43,7 @@ def as_told(conversation):
     ]  # fmt: skip
     shown = [places[turn.id] for turn in conversation.turns]
     head = (conversation.title, conversation.system_prompt, conversation.model, conversation.settings)
-    return head, conversation.created, turns, shown
+    return head, conversation.created, turns, shown, conversation.left_out
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".html"])

@@ -6,12 +6,15 @@ from dataclasses import replace
 import pytest
 from PIL import Image as pillow
 from textual import events
+from textual.widgets import OptionList
 
 from lite_llama.app.ask import answer
+from lite_llama.app.screens.tokens import TokensScreen
 from lite_llama.app.tui import LiteLlamaApp
 from lite_llama.app.widgets.attachments import AttachedChip, Chip
 from lite_llama.app.widgets.message import UserMessage
 from lite_llama.app.widgets.prompt import PromptInput
+from lite_llama.app.widgets.tokens import TokenText
 from lite_llama.converter import Done, convert
 from lite_llama.engine.images import read_image
 from lite_llama.engine.request import GenerationRequest, Message, SamplingParams
@@ -56,6 +59,41 @@ async def test_the_demo_model_answers_stops_and_goes_on(demo_model, paths, until
     finally:
         if controller.engine is not None:
             controller.engine.close()
+
+
+async def look_at_tokens(app, pilot, until):
+    """Open the token view of the last reply; the scores of its tokens."""
+    await pilot.press("f12")
+    await until(pilot, lambda: isinstance(app.screen, TokensScreen))
+    await until(pilot, lambda: app.screen.query_one(OptionList).option_count, 60)
+    return app.screen.query_one(TokenText).tokens
+
+
+async def test_another_token_is_chosen_and_the_reply_goes_on_from_it(demo_model, paths, until):
+    paths.models.mkdir(parents=True)
+    (paths.models / "demo").symlink_to(demo_model)
+    paths.settings.write_text('temperature = 0.0\nmax_gen_len = 40\ndevice = "cpu"\n')
+    async with running(paths) as (app, pilot):
+        conversation = app.controller.conversation
+        await until(pilot, lambda: app.controller.model, 120)
+        first = await ask(app, pilot, until, "What is the capital of France?")
+        tokens = await look_at_tokens(app, pilot, until)
+        assert [token.id for token in tokens] == list(first.token_ids)
+        assert "".join(token.text for token in tokens) == f"{first.text}<|im_end|>"
+        assert all(token.id == token.alternatives[0].id for token in tokens)  # greedy
+        at = next(at for at, token in enumerate(tokens) if token.text == " Paris")
+        other = tokens[at].alternatives[1]
+        await pilot.press(*["right"] * at, "enter", "down", "enter")
+        await until(pilot, lambda: conversation.turns[-1].id != first.id)
+        await until(pilot, lambda: not app.controller.replying, 60)
+        second = conversation.turns[-1]
+        assert second.token_ids[: at + 1] == (*first.token_ids[:at], other.id)
+        assert second.text.startswith(first.text.partition(" Paris")[0] + other.text)
+        assert conversation.siblings(second) == [first, second]
+
+        token = (await look_at_tokens(app, pilot, until))[at]
+        assert token.id == other.id
+        assert token.logprob == pytest.approx(other.logprob, abs=0.05)  # in bf16
 
 
 @pytest.fixture(scope="session")

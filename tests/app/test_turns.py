@@ -6,6 +6,7 @@ from textual.widgets import OptionList
 
 from lite_llama.app import clipboard
 from lite_llama.app.screens.code_blocks import CodeBlocksScreen
+from lite_llama.app.widgets.markdown import ReplyMarkdown
 from lite_llama.app.widgets.transcript import SHOWN_TURNS, Transcript
 from lite_llama.engine.events import Usage
 
@@ -183,10 +184,11 @@ async def test_text_is_selected_with_the_mouse_and_copied(chat, engine, copied):
     engine.reply("Llamas hum.")
     async with chat() as c:
         await c.ask("What do they do?")
-        reply = c.app.screen.query("ReplyMarkdown MarkdownParagraph").first()
-        await c.pilot.mouse_down(reply, offset=Offset(0, 0))
-        await c.pilot.hover(reply, offset=Offset(5, 0))
-        await c.pilot.mouse_up(reply, offset=Offset(5, 0))
+        reply = c.app.screen.query_one(ReplyMarkdown)
+        first, last = Offset(3, 0), Offset(8, 0)  # after the margin
+        await c.pilot.mouse_down(reply, offset=first)
+        await c.pilot.hover(reply, offset=last)
+        await c.pilot.mouse_up(reply, offset=last)
         await c.pilot.pause()
         assert c.app.screen.get_selected_text() == "Llamas"
         await c.pilot.press("ctrl+c")

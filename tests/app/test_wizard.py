@@ -18,7 +18,7 @@ from lite_llama.app.screens import wizard
 from lite_llama.app.screens.wizard import QUESTION, WizardScreen
 from lite_llama.app.screens.wizard_steps import PathSuggester, Speed, typed_path
 from lite_llama.app.settings import Settings
-from lite_llama.converter import Cancelled, ConvertEvent, Done, Notice, Progress, SourceInfo
+from lite_llama.converter import Cancelled, ConvertEvent, Done, Local, Notice, Progress, SourceInfo
 from lite_llama.engine.request import Message
 from lite_llama.models.checkpoint import Checkpoint
 from lite_llama.models.errors import UserError
@@ -163,6 +163,22 @@ async def test_from_the_demo_to_the_chat(app: Any, script: Script, engine: Any, 
 
 def choices(app: Any) -> str:
     return " ".join(str(option.prompt) for option in app.screen.query_one("#choose OptionList").options)
+
+
+async def test_checkpoints_of_this_machine_are_offered(
+    app: Any, script: Script, make_model: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+):
+    make_model("old", source="/shelf/old")
+    found = [Local(f"/shelf/{name}", name, "Llama", 2_470_000_000) for name in ("new", "old")]
+    monkeypatch.setattr(wizard, "find_local", lambda directories: found)
+    async with app.run_test() as pilot:
+        await until(pilot, lambda: "/shelf/new" in choices(app))
+        assert "/shelf/old" not in choices(app)  # it is a model already
+        await pilot.press("end")
+        assert not app.screen.query_one("#choose Input", Input).display
+        await pilot.press("enter")
+        await until(pilot, lambda: step(app) == "check")
+        assert text(app, "#fact-source") == "/shelf/new"
 
 
 async def test_converts_a_real_directory(
@@ -588,6 +604,17 @@ async def picture_choose(pilot: Any, script: Script, until: Any) -> None:
     await until(pilot, lambda: is_error(pilot.app))
 
 
+async def picture_found(pilot: Any, script: Script, until: Any) -> None:
+    found = [
+        Local(f"/shelf/{size}", f"Llama-3.2-{size}", "Llama", size * 10**9, f"meta/Llama-3.2-{size}B", "c")
+        for size in range(1, 5)
+    ]
+    pilot.app.screen.query_one("#choose").offer(found)
+    await until(pilot, lambda: "92.9 MB" in choices(pilot.app))
+    await choose(pilot, "hub", "org/nothing")  # the note and the input are in view whatever the list is
+    await until(pilot, lambda: is_error(pilot.app))
+
+
 async def picture_check(pilot: Any, script: Script, until: Any) -> None:
     await choose(pilot, "hub", "Qwen/Qwen3-0.6B")
     await until(pilot, lambda: step(pilot.app) == "check")
@@ -616,11 +643,13 @@ async def picture_try(pilot: Any, script: Script, until: Any) -> None:
     ("size", "theme", "picture"),
     [
         ((80, 24), "lite-llama-dark", picture_choose),
+        ((80, 24), "lite-llama-light", picture_found),
+        ((160, 48), "lite-llama-dark", picture_found),
         ((80, 24), "lite-llama-light", picture_check),
         ((80, 24), "lite-llama-dark", picture_convert),
         ((160, 48), "lite-llama-light", picture_try),
     ],
-    ids=["choose", "check", "convert", "try"],
+    ids=["choose", "found-small", "found-large", "check", "convert", "try"],
 )
 def test_looks_right(
     host: Any,

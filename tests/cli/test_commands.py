@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from lite_llama import __version__
+from lite_llama.app.database import Conversation, Database, Turn
+from lite_llama.app.library import remember_speed
 from lite_llama.app.paths import HOME_VARIABLE
 
 
@@ -83,9 +86,60 @@ def test_the_list_as_json(cli, add_model):
         "dtype": "bfloat16",
         "context": 2048,
         "images": False,
+        "tokens_per_s": None,
         "source": "someone/some-model",
         "path": str(path),
     }
+
+
+def test_the_list_says_what_fits_and_how_fast_it_was(cli, add_model, monkeypatch):
+    remember_speed(add_model("tiny"), 41.96)
+    monkeypatch.setattr("lite_llama.engine.memory.available_memory", lambda _: 10**12)
+    (model,) = json.loads(cli("models", "--fit", "--json").stdout)
+    assert (model["fits"], model["tokens_per_s"]) == (True, 41.96)
+    (row,) = [line.split() for line in cli("models", "--fit").stdout.splitlines() if "Llama" in line]
+    assert row[-3:] == ["42.0", "yes", "someone/some-model"]
+    monkeypatch.setattr("lite_llama.engine.memory.available_memory", lambda _: 10**3)
+    (model,) = json.loads(cli("models", "--fit", "--json").stdout)
+    assert model["fits"] is False
+
+
+def test_found(cli, home, tmp_path, make_checkpoint, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert "There is none" in cli("models", "found").stdout
+    source = make_checkpoint("LlamaForCausalLM", tmp_path / "my shelf" / "small")
+    home.mkdir()
+    (home / "settings.toml").write_text(f"checkpoint_directories = {json.dumps(str(source.parent))}\n")
+    line = cli("models", "found").stdout
+    assert line.startswith(f"'{source}'  (small, Llama, ")
+    assert cli("convert", str(source)).exit_code == 0
+    assert "There is none" in cli("models", "found").stdout
+
+
+def test_rename(cli, fails, add_model, home):
+    async def conversation(read: bool = False):
+        database = await Database.open(home / "conversations.db")
+        try:
+            if read:
+                (summary,) = await database.summaries()
+                return summary.model
+            made = Conversation(title="Hi", model="old", turns=[Turn("user", "Hi")])
+            return await database.save(made, made.turns)
+        finally:
+            await database.close()
+
+    add_model("old")
+    add_model("taken")
+    asyncio.run(conversation())
+    (home / "settings.toml").write_text('model = "old"\n')
+    assert "already a model called taken" in fails("models", "rename", "old", "taken")
+    assert cli("models", "rename", "old", "new").stdout == "Renamed old to new.\n"
+    assert [model["name"] for model in json.loads(cli("models", "--json").stdout)] == ["new", "taken"]
+    assert 'model = "new"' in (home / "settings.toml").read_text()
+    assert asyncio.run(conversation(read=True)) == "new"
+    assert "There is no model called old" in fails("models", "rename", "old", "newer")
 
 
 def test_verify(cli, fails, add_model):

@@ -14,7 +14,20 @@ from pathlib import Path
 import pytest
 
 from lite_llama.app.library import scan
-from lite_llama.converter import Cancelled, Progress, clean_up, convert, remove, staging
+from lite_llama.converter import (
+    Cancelled,
+    Notice,
+    Part,
+    Progress,
+    clean_up,
+    convert,
+    discard_part,
+    parts,
+    remove,
+    rename,
+    staging,
+)
+from lite_llama.converter.huggingface import HuggingFaceSource
 from lite_llama.converter.writer import WeightsWriter
 from lite_llama.models.checkpoint import Checkpoint
 from lite_llama.models.errors import UserError
@@ -155,6 +168,134 @@ def test_a_download_directory_is_for_one_process(downloads_dir):
         pass
     with staging.download_directory(downloads_dir / "repo"):
         pass
+
+
+# A process that converts, keeping its part after every tensor, and is killed at the event of that number.
+STOPPED = """
+import os, signal, sys
+from pathlib import Path
+from lite_llama.converter import convert
+
+sys.modules[convert.__module__].KEEP_EVERY_S = 0
+source, models, downloads, number = sys.argv[1:]
+for step, _ in enumerate(convert(source, Path(models), Path(downloads), dtype="bfloat16")):
+    if step == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def stopped(llama, models_dir, downloads_dir) -> Part:
+    """What a conversion of `llama` to bfloat16 left that was killed after some tensors."""
+    command = [sys.executable, "-c", STOPPED, str(llama), str(models_dir), str(downloads_dir), "12"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == -9, done.stderr
+    [part] = parts(models_dir)
+    return part
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[str]:
+    """The names of the tensors that are read from a source from now on."""
+    names: list[str] = []
+    read = HuggingFaceSource.read
+
+    def record(self, name):
+        names.append(name)
+        return read(self, name)
+
+    monkeypatch.setattr(HuggingFaceSource, "read", record)
+    return names
+
+
+def test_a_killed_conversion_is_resumed(llama, stopped, reads, run, models_dir, downloads_dir):
+    assert (stopped.name, stopped.source, stopped.dtype) == ("tiny-llama", str(llama), "bfloat16")
+    assert 0 < stopped.done < stopped.total
+    assert clean_up(models_dir, downloads_dir) == 0
+    events = list(convert(str(llama), models_dir, downloads_dir, dtype="bfloat16"))
+    resumed = len(reads)
+    assert any(isinstance(event, Notice) and "Going on with" in event.text for event in events)
+    assert hidden(models_dir) == []
+    model = Checkpoint.open(models_dir / "tiny-llama")
+    model.verify(force=True)
+    reads.clear()
+    anew = run(llama, name="anew", dtype="bfloat16")
+    assert 0 < resumed < len(reads)
+    assert model.weights.read_bytes() == anew.weights.read_bytes()
+    assert model.manifest.files == anew.manifest.files
+
+
+def spoil_weights(part: Path) -> None:
+    content = bytearray(part.read_bytes())
+    content[len(content) // 4] ^= 1
+    part.write_bytes(content)
+
+
+def truncate_weights(part: Path) -> None:
+    os.truncate(part, 5000)
+
+
+@pytest.mark.parametrize("spoil", [spoil_weights, truncate_weights])
+def test_a_part_that_is_not_what_was_written_is_not_trusted(
+    llama, stopped, reads, run, models_dir, downloads_dir, spoil
+):
+    [weights] = models_dir.glob(".staging-*/new/*/model.safetensors")
+    spoil(weights)
+    run(llama, dtype="bfloat16").verify(force=True)
+    assert len(reads) == len(HuggingFaceSource(llama).shapes)
+
+
+@pytest.mark.parametrize("changed", ["source", "dtype", "name"])
+def test_a_part_of_something_else_is_not_taken(llama, stopped, reads, run, models_dir, changed):
+    if changed == "source":
+        os.utime(llama / "model.safetensors", (1, 1))
+    options = {"dtype": "float16" if changed == "dtype" else "bfloat16"}
+    run(llama, **options, **({"name": "other"} if changed == "name" else {})).verify(force=True)
+    assert len(reads) == len(HuggingFaceSource(llama).shapes)
+    assert parts(models_dir) == ([stopped] if changed == "name" else [])
+
+
+def test_a_cancelled_conversion_is_resumed(llama, reads, run, models_dir, downloads_dir, monkeypatch):
+    monkeypatch.setattr(sys.modules[convert.__module__], "KEEP_EVERY_S", 0)
+    cancel = threading.Event()
+    with pytest.raises(Cancelled):  # noqa: PT012
+        for step, _ in enumerate(convert(str(llama), models_dir, downloads_dir, cancel=cancel)):
+            if step == 12:
+                assert parts(models_dir) == []  # it runs
+                cancel.set()
+    [part] = parts(models_dir)
+    before = len(reads)
+    run(llama).verify(force=True)
+    assert before + len(reads[before:]) <= len(HuggingFaceSource(llama).shapes) + 1  # the one at hand, again
+    assert (part.name, parts(models_dir)) == ("tiny-llama", [])
+
+
+def test_a_part_can_be_discarded(stopped, models_dir):
+    assert discard_part(models_dir, stopped) >= stopped.done
+    assert hidden(models_dir) == []
+
+
+def test_an_old_part_is_swept(stopped, models_dir, downloads_dir):
+    [record] = models_dir.glob(".staging-*/part.json")
+    os.utime(record, (1, 1))
+    assert clean_up(models_dir, downloads_dir) >= stopped.done
+    assert hidden(models_dir) == []
+
+
+def test_rename(llama, run, models_dir):
+    run(llama)
+    rename(models_dir, "tiny-llama", "Small")
+    assert [path.name for path in models_dir.iterdir()] == ["Small"]
+    model = Checkpoint.open(models_dir / "Small")
+    assert model.manifest.name == "Small"
+    model.verify(force=True)
+    run(llama)
+    for new, why in (("tiny-llama", "already a model called"), ("../x", "cannot be a model's name")):
+        with pytest.raises(UserError, match=why):
+            rename(models_dir, "Small", new)
+    with pytest.raises(UserError, match="There is no model called gone"):
+        rename(models_dir, "gone", "there")
+    assert sorted(path.name for path in models_dir.iterdir()) == ["Small", "tiny-llama"]
 
 
 @pytest.mark.parametrize("at", [0, 5, -1])

@@ -7,7 +7,7 @@ import torch
 
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.options import EngineOptions
-from lite_llama.engine.request import Message, SamplingParams
+from lite_llama.engine.request import GenerationRequest, Message, SamplingParams, ScoreRequest
 from lite_llama.models.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.gpu
@@ -66,6 +66,30 @@ def test_sampled_tokens_are_the_same_on_both_devices(checkpoint, on_cpu, prompts
     on_gpu = Engine.load(checkpoint, EngineOptions(device="cuda", dtype="float32"))
     cpu = [reply.token_ids for reply in run(on_cpu, prompts, params)]
     assert [reply.token_ids for reply in run(on_gpu, prompts, params)] == cpu
+
+
+def test_token_scores_are_the_cpus(checkpoint, on_cpu):
+    on_gpu = Engine.load(checkpoint, EngineOptions(device="cuda", dtype="float32"))
+    question, params = Message("user", QUESTIONS[2]), SamplingParams(temperature=0, max_new_tokens=200)
+    events = []
+    on_gpu.submit(0, GenerationRequest((question,), params), events.append, 0.0)
+    while on_gpu.busy:
+        on_gpu.step()
+    reply, scored = events[-1], []
+    for engine in (on_gpu, on_cpu):
+        request = ScoreRequest((question, Message("assistant", reply.text)), reply.token_ids)
+        engine.score(1, request, events.append, 0.0)
+        while engine.busy:
+            engine.step()
+        assert engine.pool.used == 0
+        assert events[-1].as_generated
+        scored.append(events[-1].tokens)
+    assert len(scored[0]) == len(reply.token_ids)
+    for gpu, cpu in zip(*scored, strict=True):
+        assert gpu.id == cpu.id == gpu.alternatives[0].id
+        assert gpu.logprob == pytest.approx(cpu.logprob, abs=1e-2)
+        expected = [other.logprob for other in cpu.alternatives]
+        assert [other.logprob for other in gpu.alternatives] == pytest.approx(expected, abs=1e-2)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -15,7 +15,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.options import EngineOptions
-from lite_llama.engine.request import Message, SamplingParams
+from lite_llama.engine.request import GenerationRequest, Message, SamplingParams, ScoreRequest
 from lite_llama.models.checkpoint import Checkpoint
 
 NEW_TOKENS = 16
@@ -98,3 +98,27 @@ def test_logits_of_every_position(engine, oracle, prefill_logits):
     prompts = [engine.tokenizer.encode_chat(messages) for messages in CONVERSATIONS[-4:]]
     for prompt, ours in zip(prompts, prefill_logits(engine, prompts), strict=True):
         torch.testing.assert_close(ours, oracle(torch.tensor([prompt])).logits[0], rtol=0, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_token_scores_are_transformers_log_softmax(engine, oracle):
+    question, events = CONVERSATIONS[1], []
+    params = SamplingParams(temperature=0, max_new_tokens=24)
+    engine.submit(0, GenerationRequest(question, params), events.append, 0.0)
+    while engine.busy:
+        engine.step()
+    reply = events[-1]
+    assert reply.reason == "stop"
+    scored = ScoreRequest((*question, Message("assistant", reply.text)), reply.token_ids, 8)
+    engine.score(1, scored, events.append, 0.0)
+    while engine.busy:
+        engine.step()
+    tokens, prompt = events[-1].tokens, engine.tokenizer.encode_chat(question)
+    assert "".join(token.text for token in tokens) == f"{reply.text}<|im_end|>"
+    logits = oracle(torch.tensor([[*prompt, *reply.token_ids]])).logits[0, len(prompt) - 1 : -1]
+    for token, row in zip(tokens, logits.log_softmax(-1), strict=True):
+        assert token.logprob == pytest.approx(row[token.id].item(), abs=1e-3)
+        assert [other.id for other in token.alternatives] == row.topk(8).indices.tolist()
+        expected = row[[other.id for other in token.alternatives]].tolist()
+        assert [other.logprob for other in token.alternatives] == pytest.approx(expected, abs=1e-3)
+        assert token.alternatives[0].id == token.id  # greedy

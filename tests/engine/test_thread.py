@@ -84,6 +84,26 @@ def test_load_and_stream(loaded):
     assert "".join(event.text for event in events if isinstance(event, TextDelta)) == events[-1].text
 
 
+def test_figures_tell_pages_and_requests(loaded):
+    assert loaded.model
+    before = loaded.figures
+    assert (before.pages_used, before.running, before.waiting) == (0, 0, 0)
+    assert before.pages_total == loaded.model.kv_pages
+    during = []
+    events = queue.SimpleQueue()
+    loaded.submit(ask(40), lambda event: (during.append(loaded.figures), events.put(event)))
+    seen = []
+    while not seen or not isinstance(seen[-1], Finished):
+        seen.append(events.get(timeout=60))
+    assert max(figures.running for figures in during) == 1
+    assert max(figures.pages_used for figures in during) >= 3
+    prefill = next(event for event in seen if isinstance(event, PrefillProgress))
+    assert prefill.tokens_per_s > 0
+    after = loaded.figures
+    assert (after.pages_used, after.running) == (0, 0)
+    assert after.pages_cached > 0
+
+
 def test_many_requests_from_many_threads(loaded):
     (expected,) = [event for event in stream(loaded, ask(30)) if isinstance(event, Finished)]
     texts = queue.SimpleQueue()

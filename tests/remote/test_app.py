@@ -1,17 +1,24 @@
 """The app with endpoints, driven by keys, against server processes on loopback."""
 
+import io
 import sqlite3
+import sys
 from dataclasses import replace
 
 import pytest
+from huggingface_hub import constants
 from textual.widgets import Button, Checkbox, Input, OptionList, Static
 
+from lite_llama.app import plain
 from lite_llama.app.exchange import write
+from lite_llama.app.machine import Machine, MachineLoad
 from lite_llama.app.remote import keys
 from lite_llama.app.remote.client import ServedModel
 from lite_llama.app.remote.endpoint import Endpoint, Endpoints
+from lite_llama.app.remote.engine import _info
 from lite_llama.app.screens.chat import ChatScreen
 from lite_llama.app.screens.endpoint import EndpointScreen
+from lite_llama.app.screens.figures import FiguresScreen
 from lite_llama.app.screens.models import ConfirmScreen, ModelScreen
 from lite_llama.app.tui import LiteLlamaApp
 from lite_llama.app.widgets.prompt import PromptInput
@@ -285,6 +292,33 @@ async def test_without_a_keyring_the_dialog_names_the_variable(connected, server
         assert "sk-12345678" not in outcome(app)
 
 
+def test_the_plain_chat_has_endpoints(paths, server, monkeypatch, capsys):
+    Endpoints(paths.endpoints).save(Endpoint("cluster", server.url, "vllm"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hi\n/model\n/model cluster\n")))
+    assert plain.run(paths, None, no_engine) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said.count("The model cluster is loaded.") == 2
+    assert f"1. cluster: vllm at 127.0.0.1:{server.port}, loaded" in said
+    assert any(line.startswith("Model: ") and len(line) > len("Model: ") for line in said)
+
+
+async def test_the_figures_name_the_server_and_the_models_keep_their_own_speed(
+    connected, server, until, paths
+):
+    app = connected(server, "vllm")
+    (paths.models / "cluster").mkdir(parents=True)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(app, pilot, until)
+        await pilot.press(*"Hi", "enter")
+        await until(pilot, shows(app, "#telemetry", "timed here"))
+        await pilot.press("f9")
+        await until(pilot, is_on(app, FiguresScreen))
+        figures = str(app.screen.query_one("#now", Static).render())
+        assert f"vllm at 127.0.0.1:{server.port}" in figures
+        assert "Weights" not in figures
+    assert not list((paths.models / "cluster").iterdir())
+
+
 @pytest.mark.parametrize("theme", ["lite-llama-dark", "lite-llama-light"])
 @pytest.mark.parametrize("size", [(80, 24), (160, 48)], ids=lambda size: f"{size[0]}x{size[1]}")
 @pytest.mark.parametrize("state", ["new", "served", "wrong", "list"])
@@ -296,11 +330,16 @@ def test_endpoints_look_as_accepted(snap_compare, paths, until, monkeypatch, sta
     app = LiteLlamaApp(paths, create_engine=no_engine)
     app.animation_level = "none"
     monkeypatch.setattr(app, "_find_model", lambda: None)  # nothing to connect to
+    # Nothing in the picture may come from the machine of the test.
+    monkeypatch.setattr(Machine, "sample", lambda self, *, gpu: MachineLoad(0.42, 400_000_000))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(paths.data / "hub-cache"))
 
     async def come_there(pilot):
         app.screen.query_one(PromptInput).cursor_blink = False
+        await until(pilot, shows(app, "#telemetry", "CPU 42%"))  # it comes after a second
         dialog = EndpointScreen(paths, None if state == "new" else far)
-        app.push_screen(ModelScreen(paths, "cluster") if state == "list" else dialog)
+        loaded = _info(far, ServedModel(far.model, "vllm", None))
+        app.push_screen(ModelScreen(paths, app.settings, loaded) if state == "list" else dialog)
         await until(pilot, lambda: len(app.screen_stack) == 2)
         for field in app.screen.query(Input):
             field.cursor_blink = False

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import queue
 import subprocess
 import sys
 import time
@@ -11,11 +12,12 @@ import pytest
 from PIL import Image as pillow
 
 from lite_llama.app.remote.endpoint import Endpoint
+from lite_llama.app.remote.engine import NO_SCORES
 from lite_llama.app.remote.estimate import Estimate
 from lite_llama.app.remote.payload import payload
 from lite_llama.engine.events import Failed, Finished, LoadFailed, Queued, TextDelta, Thinking, ThinkingDelta
 from lite_llama.engine.images import image_of
-from lite_llama.engine.request import GenerationRequest, Message, SamplingParams
+from lite_llama.engine.request import GenerationRequest, Message, SamplingParams, ScoreRequest
 from lite_llama.models.errors import UserError
 
 CAPITAL = "What is the capital of France?"
@@ -45,6 +47,14 @@ def test_the_demo_model_answers_through_the_server(talk, demo_server):
     assert 1 < usage.completion_tokens < 20
     assert 0 < usage.ttft_s < usage.total_s
     assert usage.decode_tokens_per_s > 0
+
+
+def test_tokens_are_not_looked_at(talk, server):
+    cluster = talk(server, "vllm")
+    events = queue.SimpleQueue()
+    read = ScoreRequest((Message("user", "Hi"), Message("assistant", "Hello")), ())
+    request_id = cluster.engine.score(read, events.put)
+    assert events.get(timeout=60) == Failed(request_id, NO_SCORES, "")
 
 
 def test_parameters_reach_the_server(talk, demo_server):
