@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from ..engine.events import (
     Event,
@@ -20,18 +20,26 @@ from ..engine.events import (
 )
 from ..engine.images import Image, read_image
 from ..engine.request import GenerationRequest, Message
-from ..engine.thread import EngineThread, LoadOptions
 from ..models.checkpoint import Checkpoint
 from ..models.errors import UserError
+from .backend import Backend
 from .interrupt import on_interrupt
+from .remote.endpoint import Endpoint
+
+Source = TypeVar("Source")
 
 
-def read_images(paths: list[Path], checkpoint: Checkpoint) -> tuple[Image, ...]:
+def read_images(paths: list[Path], model: Checkpoint | Endpoint) -> tuple[Image, ...]:
     """Read and check the images of a question. Raises UserError, also when the model cannot see any."""
     images = tuple(read_image(path) for path in paths)
-    if images and not checkpoint.config.vision:
+    if not images:
+        return ()
+    if isinstance(model, Endpoint):
+        if not model.images:
+            raise UserError(f"{model.name} is set to take no images: ask without --image, or change that.")
+    elif not model.config.vision:
         raise UserError(
-            f"{checkpoint.path.name} is a text-only model ({checkpoint.manifest.family}) and takes no image: "
+            f"{model.path.name} is a text-only model ({model.manifest.family}) and takes no image: "
             f"ask without --image, or a model that sees images, such as LLaVA-1.5."
         )
     return images
@@ -51,11 +59,11 @@ def check_thinking(think: bool | None, info: ModelInfo) -> None:
         raise UserError(f"{info.name} cannot answer without thinking: ask without --no-think.")
 
 
-def load(engine: EngineThread, options: LoadOptions, tell: Callable[[str], object]) -> ModelInfo:
+def load(engine: Backend[Source], source: Source, tell: Callable[[str], object]) -> ModelInfo:
     """Load the model, telling what goes on. Raises UserError when that fails or Ctrl-C is pressed."""
     events: SimpleQueue[Event | None] = SimpleQueue()  # None: Ctrl-C
     with on_interrupt(lambda: events.put(None)):
-        engine.load(options, events.put)
+        engine.load(source, events.put)
         while True:
             match events.get():
                 case None:
@@ -69,7 +77,7 @@ def load(engine: EngineThread, options: LoadOptions, tell: Callable[[str], objec
 
 
 def answer(
-    engine: EngineThread,
+    engine: Backend[Any],
     request: GenerationRequest,
     on_text: Callable[[str], object],
     on_thinking: Callable[[str], object],

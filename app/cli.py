@@ -7,9 +7,10 @@ import os
 import shlex
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -21,10 +22,15 @@ from ..models.units import format_bytes, format_count
 from . import log
 from .bench.cli import bench
 from .chats import chats
+from .endpoints import endpoints
 from .interrupt import lasting_interrupt, on_interrupt
 from .library import NO_MODEL, find, last_speed, not_converted, remember_speed, scan
 from .paths import HOME_VARIABLE, Paths
 from .text import format_seconds, inert, one_line
+
+if TYPE_CHECKING:
+    from .backend import Backend
+    from .remote.endpoint import Endpoint
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -62,6 +68,7 @@ app = typer.Typer(
 )
 models = typer.Typer(help="List, find, rename, remove and check models.")
 app.add_typer(models, name="models")
+app.add_typer(endpoints, name="endpoints")
 app.add_typer(chats, name="chats")
 app.add_typer(bench, name="bench")
 
@@ -87,7 +94,7 @@ def _print_version(value: bool) -> None:
 def open_app(
     ctx: typer.Context,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Open the app with this converted model.")
+        str | None, typer.Option(metavar="NAME", help="Open the app with this converted model or endpoint.")
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -113,19 +120,23 @@ def chat(
             "--plain", help="Lines in, lines out: for simple terminals, screen readers and scripts."
         ),
     ] = False,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="Chat with this converted model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Chat with this converted model or endpoint.")
+    ] = None,
 ) -> None:
     """Open the app, as without a command, or chat line by line."""
     _chat(model, plain)
 
 
 def _chat(model: str | None, plain: bool = False) -> None:
+    from .remote.endpoint import Endpoints
+
     paths = Paths.default()
     if not plain and not _in_terminal():
         raise UserError(
             "The app needs a terminal: for scripts and pipes there are lite-llama-tui ask and chat --plain."
         )
-    if model is not None:
+    if model is not None and Endpoints(paths.endpoints).get(model) is None:
         checkpoint = find(paths.models, model)
         if checkpoint.path.parent != paths.models:
             raise UserError(f"The app opens models by name: move {checkpoint.path} into {paths.models}.")
@@ -154,7 +165,8 @@ def ask(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="A converted model or its directory; default: the one used last, or the only one.",
+            help="A converted model, its directory or an endpoint; default: the one used last, or the only "
+            "one.",
         ),
     ] = None,
     system: Annotated[
@@ -216,7 +228,12 @@ def ask(
     text = _read_prompt(prompt)
     paths = Paths.default()
     settings = _load_settings(paths)
-    checkpoint = find(paths.models, model, settings.model)
+    from .remote.endpoint import Endpoints
+
+    endpoint = Endpoints(paths.endpoints).get(model or settings.model)
+    if endpoint and (device or dtype):
+        raise typer.BadParameter(f"{endpoint.name} runs elsewhere: --device and --dtype are not ours to say")
+    checkpoint = endpoint or find(paths.models, model, settings.model)
     given = {
         "temperature": temperature,
         "top_p": top_p,
@@ -229,8 +246,10 @@ def ask(
     }
     with _console().status("Starting the engine") as status:
         with lasting_interrupt():
-            from . import ask as one_shot  # imports torch, which takes seconds
+            from . import ask as one_shot
             from .settings import merge_params
+
+            create, source = _backend(checkpoint, device or settings.device, dtype or settings.dtype)
 
         images = one_shot.read_images(image or [], checkpoint)
         for note in (picture.note for picture in images if picture.note):
@@ -240,11 +259,8 @@ def ask(
             merge_params(*asked)  # before the load, which is slow
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
-        with closing(one_shot.EngineThread()) as engine:
-            options = one_shot.LoadOptions(
-                checkpoint.path, device or settings.device, dtype or settings.dtype
-            )
-            info = one_shot.load(engine, options, lambda step: status.update(one_line(step)))
+        with closing(create()) as engine:
+            info = one_shot.load(engine, source, lambda step: status.update(one_line(step)))
             status.stop()
             one_shot.check_thinking(think, info)
             request = one_shot.GenerationRequest(
@@ -258,7 +274,7 @@ def ask(
             else:
                 with closing(ReplyPrinter()) as printer:
                     finished = one_shot.answer(engine, request, printer.answer, printer.think)
-    if rate := finished.usage.decode_tokens_per_s:
+    if isinstance(checkpoint, Checkpoint) and (rate := finished.usage.decode_tokens_per_s):
         remember_speed(checkpoint.path, rate)
     if finished.reason == "length" and finished.thinking.text and not finished.text:
         typer.echo(
@@ -268,6 +284,19 @@ def ask(
         )
     if finished.reason == "cancelled":
         raise typer.Exit(1)
+
+
+def _backend(model: Checkpoint | Endpoint, device: str, dtype: str) -> tuple[Callable[[], Backend[Any]], Any]:
+    """What makes the engine for a model, and what it is to load. Only our own takes seconds to import."""
+    from .remote.endpoint import Endpoint
+
+    if isinstance(model, Endpoint):
+        from .remote.engine import RemoteEngine
+
+        return RemoteEngine, model
+    from ..engine.thread import EngineThread, LoadOptions
+
+    return EngineThread, LoadOptions(model.path, device, dtype)
 
 
 def _read_prompt(prompt: str | None) -> str:

@@ -53,6 +53,9 @@ from .titles import title_from, title_request
 
 if TYPE_CHECKING:  # the engine's thread imports torch, which takes seconds: the screen must be up before
     from ..engine.thread import EngineThread
+    from .backend import Backend
+    from .remote.endpoint import Endpoints
+    from .remote.engine import RemoteEngine
     from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -85,12 +88,17 @@ class Controller:
         models_dir: Path,
         create_engine: Callable[[], EngineThread],
         tell: Listener,
+        endpoints: Endpoints | None = None,
     ) -> None:
+        """`create_engine` makes the engine of this machine; `endpoints` are models that run elsewhere."""
         self.settings = settings
         self.models_dir = models_dir
-        self.engine: EngineThread | None = None
+        self.engine: Backend[Any] | None = None
+        """What writes the replies: the engine of this machine, or the one for endpoints."""
         self.conversation = Conversation(system_prompt=settings.system_prompt)
         self._create_engine = create_engine
+        self._endpoints = endpoints
+        self._remote: RemoteEngine | None = None
         self._starting: asyncio.Task[EngineThread] | None = None
         self._listener = tell
         self._reply: asyncio.Task[None] | None = None
@@ -175,8 +183,12 @@ class Controller:
         """Tell whether the conversation's own model is there, but another or none is loaded."""
         name = self.conversation.model
         other = bool(name) and not self.loading and name != self.model_name
-        there = other and await asyncio.to_thread((self.models_dir / name).is_dir)
+        there = other and await asyncio.to_thread(self._is_there, name)
         await self._tell(ModelOffered(name if there else None))
+
+    def _is_there(self, name: str) -> bool:
+        is_endpoint = self._endpoints is not None and self._endpoints.get(name) is not None
+        return is_endpoint or (self.models_dir / name).is_dir()
 
     async def use_own_model(self) -> None:
         """Load the model that the conversation was last with."""
@@ -184,11 +196,26 @@ class Controller:
             await self.load_model(self.conversation.model)
 
     async def start_engine(self) -> EngineThread:
-        """The engine, brought up on first use; that takes seconds and happens on another thread."""
+        """This machine's engine, brought up on first use; that takes seconds, on another thread."""
         if self._starting is None:
             self._starting = asyncio.create_task(asyncio.to_thread(self._create_engine))
-        self.engine = engine = await asyncio.shield(self._starting)
+        engine = await asyncio.shield(self._starting)
+        self.engine = self.engine or engine
         return engine
+
+    def use_engine(self, engine: Backend[Any]) -> None:
+        """Have another engine write the replies; the one before frees what it has."""
+        if self.engine is not None and self.engine is not engine:
+            self.engine.unload()
+        self.engine = engine
+
+    def close_engines(self) -> None:
+        """End their threads; the last thing to be done."""
+        if self._remote is not None:
+            self._remote.close()
+        starting = self._starting
+        if starting and starting.done() and not starting.cancelled() and not starting.exception():
+            starting.result().close()
 
     async def idle(self) -> None:
         """Return when no reply is being written."""
@@ -201,7 +228,7 @@ class Controller:
             await asyncio.wait([self._load])
 
     async def close(self) -> None:
-        """Stop the reply, save what there is of it, close the database. The engine is left to the caller."""
+        """Stop the reply, save what there is of it, close the database; then comes `close_engines`."""
         if not self._open:
             return
         self._open = False
@@ -218,9 +245,10 @@ class Controller:
     # The model
 
     async def load_model(self, name: str) -> None:
-        """Load a converted model; returns at once, ModelReady or ModelFailed tells the outcome.
+        """Load a converted model, or connect to the endpoint of that name.
 
-        When it fails or is cancelled, the model that was loaded before is loaded again.
+        Returns at once; ModelReady or ModelFailed tells the outcome. When it fails or is cancelled, the
+        model that was loaded before is loaded again.
         """
         await self.free_engine()
         if self.model is not None:
@@ -235,12 +263,12 @@ class Controller:
     async def _load_model(self, name: str) -> None:
         await self._tell(ModelLoading(name, 0, 0, "Starting the engine"))
         try:
-            engine = await self.start_engine()
-            from ..engine.thread import LoadOptions  # now that torch is there, this is quick
-
+            if self.engine is not None:
+                self.engine.unload()  # whatever becomes of the load, nothing more goes to what is left
+            engine, source = await self._source(name)
+            self.use_engine(engine)
             inbox = Inbox()
-            options = LoadOptions(self.models_dir / name, self.settings.device, self.settings.dtype)
-            engine.load(options, inbox.sink)
+            engine.load(source, inbox.sink)
             async for events in inbox.batches():
                 match events[-1]:
                     case LoadProgress(done, total, text):
@@ -259,6 +287,19 @@ class Controller:
             log.exception("loading %s failed", name)
             self._settled.set()
             await self._tell(ModelFailed(name, INTERNAL_ERROR))
+
+    async def _source(self, name: str) -> tuple[Backend[Any], Any]:
+        """The engine for the model `name`, and what that engine is to load."""
+        endpoint = await asyncio.to_thread(self._endpoints.get, name) if self._endpoints else None
+        if endpoint is not None:
+            from .remote.engine import RemoteEngine  # the HTTP client is for those who need it
+
+            self._remote = self._remote or RemoteEngine()
+            return self._remote, endpoint
+        engine = await self.start_engine()
+        from ..engine.thread import LoadOptions  # now that torch is there, this is quick
+
+        return engine, LoadOptions(self.models_dir / name, self.settings.device, self.settings.dtype)
 
     def cancel_load(self) -> None:
         """Stop the load in progress, if any; what was loaded before comes back."""

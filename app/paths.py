@@ -37,6 +37,11 @@ class Paths:
         return self.config / "settings.toml"
 
     @property
+    def endpoints(self) -> Path:
+        """Models that run elsewhere, without their keys."""
+        return self.config / "endpoints.toml"
+
+    @property
     def tiles(self) -> Path:
         """The kernels' tiles that `bench tune` found on this machine."""
         return self.data / "tiles.json"

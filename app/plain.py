@@ -26,6 +26,7 @@ from .lines import Lines
 from .paths import Paths
 from .plain_commands import Commands
 from .plain_output import PROMPT, Printer
+from .remote.endpoint import Endpoints
 from .settings import SettingsStore
 
 if TYPE_CHECKING:
@@ -69,7 +70,10 @@ class PlainChat:
         self.printer = Printer()
         self._wanted_model = model
         self._store = SettingsStore(paths.settings)
-        self.controller = Controller(self._store.load(), paths.models, create_engine, self._told)
+        self.endpoints = Endpoints(paths.endpoints)
+        self.controller = Controller(
+            self._store.load(), paths.models, create_engine, self._told, self.endpoints
+        )
         self.attachments = Attachments(lambda: None)
         self._commands = Commands(self)
         self._once_shown: Callable[[], object] | None = None
@@ -101,8 +105,7 @@ class PlainChat:
         self._thread.join()
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
-        if self.controller.engine is not None:
-            self.controller.engine.close()
+        self.controller.close_engines()
 
     async def _open_database(self) -> None:
         database, notice = await open_or_replace(self.paths.database)
@@ -112,7 +115,10 @@ class PlainChat:
 
     def _find_model(self) -> None:
         """Have the model loaded that was used last, or any; offer to make one when there is none."""
-        names = [checkpoint.path.name for checkpoint in scan(self.paths.models).models]
+        endpoints, problems = self.endpoints.load()
+        for problem in problems:
+            self.printer.say(problem)
+        names = [*(checkpoint.path.name for checkpoint in scan(self.paths.models).models), *endpoints]
         wanted = self._wanted_model or self.controller.settings.model
         name = wanted if wanted in names else next(iter(names), None)
         if name is None:

@@ -147,19 +147,22 @@ class Commands:
 
     def _model(self, wanted: str) -> None:
         chat = self._chat
-        models = scan(chat.paths.models).models
-        names = [checkpoint.path.name for checkpoint in models]
+        endpoints = chat.endpoints.load()[0]
+        models = [model for model in scan(chat.paths.models).models if model.path.name not in endpoints]
+        names = [*(checkpoint.path.name for checkpoint in models), *endpoints]
         if not names:
             raise UserError(NO_MODEL)
         if wanted:
             name = wanted if wanted in names else names[_index(wanted, len(names))]
             chat.load(chat.controller.load_model(name))
             return
-        for place, checkpoint in enumerate(models, start=1):
-            remarks = [checkpoint.manifest.family, format_bytes(checkpoint.size)]
-            remarks += ["sees images"] if checkpoint.config.vision else []
-            remarks += ["loaded"] if chat.controller.model_name == checkpoint.path.name else []
-            chat.printer.say(f"{place}. {checkpoint.path.name}: {', '.join(remarks)}")
+        known = [[model.manifest.family, format_bytes(model.size)] for model in models]
+        for model, remarks in zip(models, known, strict=True):
+            remarks += ["sees images"] if model.config.vision else []
+        known += [[f"{endpoint.model} at {endpoint.host}"] for endpoint in endpoints.values()]
+        for place, (name, remarks) in enumerate(zip(names, known, strict=True), start=1):
+            remarks += ["loaded"] if chat.controller.model_name == name else []
+            chat.printer.say(f"{place}. {name}: {', '.join(remarks)}")
         chat.printer.say("/model 1 loads the first.")
 
     def _image(self, path: str) -> None:

@@ -274,7 +274,7 @@ class SettingsStore:
                     value = getattr(settings, name) if name in settings.model_fields_set else None
                     _set(document, name, value)
             if changed or problem:
-                _write(self.path, tomlkit.dumps(document))
+                replace_file(self.path, tomlkit.dumps(document))
         except OSError as error:
             raise UserError(
                 f"The settings cannot be saved to {self.path} ({error.strerror}): check the permissions and "
@@ -327,7 +327,7 @@ def _set(document: MutableMapping[str, Any], name: str, value: object) -> None:
         document[name] = value
 
 
-def _write(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Replace the file in one step, so that a crash leaves either the old or the new one."""
     target = path.resolve()  # the file behind a symlink, as people who version their dotfiles have it
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,7 @@ from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told, T
 from .guard import Guard
 from .library import remember_speed, scan
 from .paths import Paths
+from .remote.endpoint import Endpoints
 from .screens.chat import ChatScreen
 from .screens.conversations import ConversationsScreen
 from .screens.figures import FiguresScreen
@@ -60,8 +61,7 @@ def run(
     graphics_widget()  # asks the terminal, while it still answers
     app = LiteLlamaApp(paths, model, create_engine, dark=terminal.is_dark())
     app.run()
-    if app.controller.engine is not None:
-        app.controller.engine.close()
+    app.controller.close_engines()
     return app.return_code or 0
 
 
@@ -99,7 +99,10 @@ class LiteLlamaApp(App[None]):
         self.paths = paths
         self._wanted_model = model
         self._store = SettingsStore(paths.settings)
-        self.controller = Controller(self._store.load(), paths.models, create_engine, self._told)
+        self._endpoints = Endpoints(paths.endpoints)
+        self.controller = Controller(
+            self._store.load(), paths.models, create_engine, self._told, self._endpoints
+        )
         self._chat = ChatScreen(self.controller)
         self._ending = False
         self._terminal_is_dark = dark is not False
@@ -140,7 +143,10 @@ class LiteLlamaApp(App[None]):
     async def _find_model(self) -> None:
         """Load the model that was used last, or any; have one made when there is none."""
         library = await asyncio.to_thread(scan, self.paths.models)
-        names = [checkpoint.path.name for checkpoint in library.models]
+        endpoints, problems = await asyncio.to_thread(self._endpoints.load)
+        for problem in problems:
+            await self._told(Told(problem))
+        names = [*(checkpoint.path.name for checkpoint in library.models), *endpoints]
         wanted = self._wanted_model or self.settings.model
         name = wanted if wanted in names else next(iter(names), None)
         if name is not None:
@@ -181,9 +187,10 @@ class LiteLlamaApp(App[None]):
             case ModelFailed(_, message):
                 self.notify(message, title="The model was not loaded", severity="error", markup=False)
                 self.action_models()
-            case TurnChanged(Turn(status=status, figures=Usage(decode_tokens_per_s=rate))):
+            case TurnChanged(Turn(status=status, figures=Usage(decode_tokens_per_s=rate, remote=False))):
                 # Without a model, a reply that waited for one was stopped: the figures are older.
-                if status != "streaming" and rate and (model := self.controller.model):
+                model = self.controller.model
+                if status != "streaming" and rate and model and model.device != "remote":
                     await asyncio.to_thread(remember_speed, self.paths.models / model.name, rate)
             case CannotSee():
                 self.action_seeing_models()
@@ -206,6 +213,9 @@ class LiteLlamaApp(App[None]):
                     chosen = new_name
                 case ModelChoice("delete", str(name)):
                     await self._delete_model(name)
+                case ModelChoice("endpoint", name):
+                    if saved := await self._edit_endpoint(name):
+                        return await self.controller.load_model(saved)
                 case ModelChoice("load", str(name)):
                     return await self.controller.load_model(name)
                 case ModelChoice("add" | "convert", source=source):
@@ -253,6 +263,12 @@ class LiteLlamaApp(App[None]):
         elif name is not None:
             await self._add_model(first_run=False)
 
+    async def _edit_endpoint(self, name: str | None) -> str | None:
+        """Change an endpoint, or add one; returns its name if it was saved."""
+        from .screens.endpoint import EndpointScreen
+
+        return await self.push_screen_wait(EndpointScreen(self.paths, self._endpoints.get(name)))
+
     async def _add_model(self, *, first_run: bool, source: Local | Part | None = None) -> None:
         """Open the wizard, at `source` when it is known; without its model, the one before comes back."""
         from .screens.wizard import WizardScreen
@@ -268,6 +284,10 @@ class LiteLlamaApp(App[None]):
         else:
             wizard = WizardScreen(self.paths, engine, self.settings, first_run, source)
             name = await self.push_screen_wait(wizard)
+            if name is not None:
+                self.controller.use_engine(engine)
+            elif self.controller.engine is not engine:
+                engine.unload()
         if before and self.controller.model is None:
             await self.controller.load_model(before)
         else:

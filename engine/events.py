@@ -8,6 +8,8 @@ from typing import Literal
 FinishReason = Literal["stop", "length", "cancelled"]
 ThinkingMode = Literal["never", "optional", "always"]
 """Whether a model thinks before it answers; `optional`: as the request says, else as its template does."""
+UNKNOWN_CONTEXT = 2**62
+"""More than any conversation has, so that what is compared with it needs no special case."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,13 @@ class ModelInfo:
     family: str
     parameter_count: int
     device: str
-    """`cpu` or `cuda`, as torch names it (ROCm is `cuda` too)."""
+    """`cpu` or `cuda`, as torch names it (ROCm is `cuda` too); `remote` for a server elsewhere."""
     device_name: str
     """What people call it: `NVIDIA H100`, `CPU, 2 threads`."""
     dtype: str
     max_context: int
-    """Tokens that one conversation may hold, prompt and reply together."""
+    """Tokens that one conversation may hold, prompt and reply together; UNKNOWN_CONTEXT where a server does
+    not say."""
     kv_pages: int
     """Pages of the KV cache, 16 tokens each."""
     weight_bytes: int
@@ -152,6 +155,8 @@ class Usage:
     """(completion_tokens - 1) over the time from the first to the last token; 0 for a single one."""
     total_s: float
     seed: int
+    remote: bool = False
+    """The times were taken where a server's reply was read, the network included, and not in an engine."""
 
 
 @dataclass(frozen=True)

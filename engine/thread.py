@@ -18,16 +18,14 @@ import torch
 from ..models.checkpoint import Checkpoint
 from ..models.errors import UserError
 from .engine import Engine
-from .events import EngineFigures, Event, Failed, Loaded, LoadFailed, LoadProgress, ModelInfo
+from .events import EngineFigures, Failed, Loaded, LoadFailed, LoadProgress, ModelInfo
 from .options import EngineOptions
 from .request import GenerationRequest, Message, ScoreRequest
+from .sink import Sink, guarded
 
 log = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S = 1e-4
-
-Sink = Callable[[Event], None]
-"""Called on the engine's thread for each event; it must return at once and raise nothing."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +44,6 @@ class LoadOptions:
 
 class _LoadCancelled(Exception):
     pass
-
-
-def _guarded(sink: Sink) -> Sink:
-    """A sink whose own failure is logged and does not end the engine's thread."""
-
-    def call(event: Event) -> None:
-        try:
-            sink(event)
-        except Exception:
-            log.exception("an event sink failed")
-
-    return call
 
 
 def settle() -> None:
@@ -91,7 +77,7 @@ class EngineThread:
     def load(self, options: LoadOptions, sink: Sink) -> None:
         """Unload what is loaded (its running requests fail) and load another model."""
         cancel = self._cancel_load = threading.Event()
-        self._commands.put(lambda: self._load(options, _guarded(sink), cancel))
+        self._commands.put(lambda: self._load(options, guarded(sink), cancel))
 
     def cancel_load(self) -> None:
         """Stop the load in progress, if any; it ends in LoadFailed."""
@@ -104,7 +90,7 @@ class EngineThread:
     def submit(self, request: GenerationRequest, sink: Sink) -> int:
         """Start a reply and return its request id; `sink` gets Queued first (or Failed)."""
         request_id, now = next(self._ids), time.monotonic()
-        self._commands.put(lambda: self._submit(request_id, request, _guarded(sink), now))
+        self._commands.put(lambda: self._submit(request_id, request, guarded(sink), now))
         return request_id
 
     def score(self, request: ScoreRequest, sink: Sink) -> int:
@@ -113,7 +99,7 @@ class EngineThread:
         `sink` gets Queued and PrefillProgress, as the reply is read again, and at the end Scored or Failed.
         """
         request_id, now = next(self._ids), time.monotonic()
-        self._commands.put(lambda: self._submit(request_id, request, _guarded(sink), now))
+        self._commands.put(lambda: self._submit(request_id, request, guarded(sink), now))
         return request_id
 
     def cancel(self, request_id: int) -> None:

@@ -63,7 +63,9 @@ class FiguresScreen(ModalScreen[None]):
 
 def _now(model: ModelInfo | None, load: MachineLoad, engine: EngineFigures | None) -> list[tuple[str, str]]:
     lines = []
-    if model is not None:
+    if model is not None and model.device == "remote":
+        lines += [("Model", one_line(model.name)), ("Runs as", one_line(model.device_name))]
+    elif model is not None:
         weights = f"{format_bytes(model.weight_bytes)} · {model.dtype} · {model.operators} operators"
         lines += [("Model", one_line(model.name)), ("Weights", weights)]
     if engine is not None and model is not None:

@@ -24,9 +24,11 @@ from ...models.errors import UserError
 from ...models.units import format_bytes, format_count
 from ..library import last_speed, not_converted, scan
 from ..paths import Paths
+from ..remote.endpoint import Endpoints
 from ..settings import Settings
 from ..text import one_line
 from ..widgets.status import bar
+from .endpoint import entry, forget
 
 if TYPE_CHECKING:  # imports torch, which takes seconds
     from ..fit import Fit
@@ -36,9 +38,12 @@ _REFRESH_S = 0.1
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What the user decided: load, rename or delete the model `name`, add one, or convert `source`."""
+    """What the user decided: load, rename or delete the model `name`, add one, or convert `source`.
 
-    action: Literal["load", "add", "convert", "rename", "delete"]
+    Or change the endpoint `name`; without one, add an endpoint.
+    """
+
+    action: Literal["load", "add", "convert", "rename", "delete", "endpoint"]
     name: str | None = None
     new_name: str | None = None
     source: Local | Part | None = None
@@ -127,7 +132,8 @@ class NameScreen(ModalScreen[str | None]):
         name = event.value.strip()
         try:
             check_name(name)
-            if name != self._name and (self._paths.models / name).exists():
+            taken = (self._paths.models / name).exists() or Endpoints(self._paths.endpoints).get(name)
+            if name != self._name and taken:
                 raise UserError(f"There is already a model called {name}.")
         except UserError as error:
             note = self.query_one(Static)
@@ -142,11 +148,13 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
 
     Below them come conversions that were stopped, and checkpoints on this machine that are not converted.
     Dismisses with a ModelChoice (None when the user leaves it at that), which is the caller's to carry out;
-    only verifying, and discarding a stopped conversion, are done here.
+    only verifying, discarding a stopped conversion and forgetting an endpoint are done here.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("a", "add", "Add"),
+        Binding("n", "new_endpoint", "New endpoint"),
+        Binding("e", "edit_endpoint", "Edit endpoint"),
         Binding("r", "rename", "Rename"),
         Binding("v", "verify", "Verify"),
         Binding("d,delete", "delete", "Delete"),
@@ -214,7 +222,10 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         self._first = chosen or self._current
         """Where the cursor begins."""
         self._library = scan(paths.models)
-        self._models = {model.path.name: model for model in self._library.models}
+        self._endpoints = Endpoints(paths.endpoints).load()[0]  # the app has told of wrong ones
+        self._models = {
+            model.path.name: model for model in self._library.models if model.path.name not in self._endpoints
+        }
         self._parts = {f"part:{part.fingerprint}": part for part in parts(paths.models)}
         self._locals: dict[str, Local] = {}
         self._fits: dict[str, Fit] = {}
@@ -224,12 +235,13 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
     def compose(self) -> ComposeResult:
         with Vertical(id="dialog") as dialog:
             dialog.border_title = "Models"
+            dialog.border_subtitle = "Esc closes"
             yield Input(placeholder="/ to filter", id="filter", compact=True)
             yield OptionList(id="models", compact=True, markup=False)
             yield Static(id="note", markup=False)
             with Horizontal(id="buttons"):
-                yield Button("Close esc", id="close", compact=True)
                 yield Button("Delete d", id="delete", compact=True)
+                yield Button("Endpoint n", id="endpoint", compact=True)
                 yield Button("Rename r", id="rename", compact=True)
                 yield Button("Verify v", id="verify", compact=True)
                 yield Button("Add a", id="add", compact=True)
@@ -239,7 +251,8 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         self._show()
         self._list.focus()
         self._look_for_checkpoints()
-        self._see_what_fits()
+        if self._models:  # for endpoints alone torch is not imported
+            self._see_what_fits()
 
     @work(group="checkpoints")
     async def _look_for_checkpoints(self) -> None:
@@ -274,6 +287,7 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         words = wanted.lower().split()
         options = [Option(self._entry(model), name) for name, model in self._models.items()]
         options += [Option(_damaged(name), name) for name in self._library.damage]
+        options += [Option(entry(each, self._current), name) for name, each in self._endpoints.items()]
         options.sort(key=lambda option: (option.id or "").lower())
         options += [Option(_stopped(part), key) for key, part in self._parts.items()]
         options += [Option(_unconverted(local), key) for key, local in self._locals.items()]
@@ -361,7 +375,14 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
     def action_add(self) -> None:
         self.dismiss(ModelChoice("add"))
 
-    @on(Button.Pressed, "#close")
+    @on(Button.Pressed, "#endpoint")
+    def action_new_endpoint(self) -> None:
+        self.dismiss(ModelChoice("endpoint"))
+
+    def action_edit_endpoint(self) -> None:
+        if self._chosen in self._endpoints:
+            self.dismiss(ModelChoice("endpoint", self._chosen))
+
     def action_close(self) -> None:
         if self._verification:
             self._verification.set()
@@ -392,6 +413,8 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
                 self._show()
         elif local := self._locals.get(key):
             self.notify(f"{local.name} is not converted: its files are not the program's to delete.")
+        elif key in self._endpoints:
+            await self._forget(key)
         else:
             frees = f" It frees {format_bytes(self._models[key].size)}." if key in self._models else ""
             unload = " It is in use and unloaded first." if key == self._current else ""
@@ -400,8 +423,25 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
             ):
                 self.dismiss(ModelChoice("delete", key))
 
-    async def _confirm(self, question: str) -> bool:
-        return bool(await self.app.push_screen_wait(ConfirmScreen(question, "Delete")))
+    async def _forget(self, name: str) -> None:
+        """Remove an endpoint and its key, unless it is the one in use."""
+        if name == self._current:
+            self.notify(
+                f"{name} is in use: load another model before you forget it.",
+                severity="warning",
+                markup=False,
+            )
+        elif await self._confirm(f"Forget {name} and its key?", "Forget"):
+            try:
+                await asyncio.to_thread(forget, self._paths, name)
+            except UserError as error:
+                self.notify(str(error), severity="error", markup=False)
+            else:
+                del self._endpoints[name]
+                self._show()
+
+    async def _confirm(self, question: str, yes: str = "Delete") -> bool:
+        return bool(await self.app.push_screen_wait(ConfirmScreen(question, yes)))
 
     @on(Button.Pressed, "#verify")
     @work(group="verify")
@@ -448,9 +488,10 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         """The model under the cursor; None, and a notice, when there is none that can be used."""
         key = self._chosen
         if key is not None and key not in self._models:
-            self.notify(
-                self._library.damage.get(key, "It is not converted yet: Enter converts it."), markup=False
-            )
+            reason = "It is not converted yet: Enter converts it."
+            if key in self._endpoints:
+                reason = f"{key} is an endpoint: e edits it."
+            self.notify(self._library.damage.get(key, reason), markup=False)
         return self._models.get(key or "")
 
 

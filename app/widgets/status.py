@@ -6,8 +6,9 @@ from rich.cells import cell_len
 from textual.content import Content
 from textual.widgets import Static
 
-from ...engine.events import ModelInfo
-from ..text import one_line
+from ...engine.events import UNKNOWN_CONTEXT, ModelInfo
+from ..remote.estimate import Estimate
+from ..text import format_tokens, one_line
 
 NEARLY_FULL = 0.8
 
@@ -42,7 +43,7 @@ class Header(Static):
         width, brand = self.content_size.width, "lite-llama"
         model = ""
         if info := self._model:
-            parts = [one_line(info.name), one_line(info.device_name), info.dtype]
+            parts = [one_line(part) for part in (info.name, info.device_name, info.dtype) if part]
             while len(parts) > 1 and cell_len(" · ".join(parts)) > width - len(brand) - 4:
                 parts.pop()
             model = " · ".join(parts)
@@ -67,7 +68,11 @@ class ContextMeter(Static):
             text, colour = "$text-error", "$error"
         elif share >= NEARLY_FULL:
             text, colour = "$text-warning", "$warning"
-        self.update(Content.assemble(bar(share, 8, colour), (f" {used:,} / {limit:,}", text)))
+        about = "~" if isinstance(used, Estimate) else ""
+        if limit >= UNKNOWN_CONTEXT:
+            self.update(f"{about}{format_tokens(used)}")
+        else:
+            self.update(Content.assemble(bar(share, 8, colour), (f" {about}{used:,} / {limit:,}", text)))
 
 
 class ContextLabel(Static):

@@ -61,6 +61,8 @@ class Telemetry(Static):
         if usage.decode_tokens_per_s:
             parts.append(f"{usage.decode_tokens_per_s:.1f} tok/s")
         parts.append(f"first token {usage.ttft_s:.2f} s")
+        if usage.remote:
+            parts.append("timed here")  # with the network, and whatever waited before us
         if usage.cached_prompt_tokens:
             parts.append(f"{usage.cached_prompt_tokens:,} reused")
         self._show([Content(part) for part in parts])

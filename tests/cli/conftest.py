@@ -222,7 +222,7 @@ class ScriptedEngine:
 def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     """The scripted engine, in the place of the real one."""
     scripted = ScriptedEngine()
-    monkeypatch.setattr("lite_llama.app.ask.EngineThread", lambda: scripted)
+    monkeypatch.setattr("lite_llama.engine.thread.EngineThread", lambda: scripted)
     return scripted
 
 
