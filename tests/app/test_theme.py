@@ -30,7 +30,7 @@ GROUNDS -= {"background 60%", "foreground 10%"}
 TEXTS -= {"block-cursor-foreground"}
 GROUNDS -= {"block-cursor-background"}
 BASES = ("background", "surface")
-# Muted text is never on these, where the cursor is or an unlikely token: text there has the foreground's colour.
+# Muted text is never on these (the cursor, an unlikely token): text there has the foreground's colour.
 STRONG = {"primary 25%", "accent 15%", "success 20%", "warning 22%", "warning 39%", "error 50%"}
 SIGNS = ("primary", "secondary", "warning", "error", "success", "primary 75%")
 """Bars, marks and the frame of the prompt that has the focus: 3 for what is no text. Other frames and lines,
