@@ -323,14 +323,16 @@ class Engine:
         for sequence in self.scheduler.sequences:
             self.scheduler.remove(sequence)
             self._stream(sequence, *sequence.reply.flush())
-            reply = sequence.reply
-            sequence.sink(Failed(sequence.request_id, message, reply.text, reply.thinking))
+            self._fail(sequence, message)
 
     def abandon(self, message: str) -> None:
         """End every request in an error and touch nothing else: the engine is not to be used any more."""
         for sequence in self.scheduler.sequences:
-            reply = sequence.reply
-            sequence.sink(Failed(sequence.request_id, message, reply.text, reply.thinking))
+            self._fail(sequence, message)
+
+    def _fail(self, sequence: Sequence, message: str) -> None:
+        reply = sequence.reply
+        sequence.sink(Failed(sequence.request_id, message, reply.text, reply.thinking))
 
     def _first_part(self, prompt: list[int], request: GenerationRequest) -> Part:
         """What the first token of the reply belongs to."""

@@ -73,13 +73,13 @@ class ModelRunner:
         self.steps_ahead = 1 if device.type == "cuda" else 0
         """Steps that may be launched before the tokens of an earlier one are fetched."""
         self.features = features
+        self._graphs = Graphs(device) if cuda_graphs and device.type == "cuda" else None
         self._images = None
-        if features:
+        if features and self._graphs:
             rows = PREFILL_SIZES[-1]
             embeddings = model.embed_tokens.weight.new_empty(rows, model.config.hidden_size)
             self._images = torch.zeros(rows, dtype=torch.bool, device=device), embeddings
             """`PrefillBatch.images` for the prefills that have a graph, which reads them here."""
-        self._graphs = Graphs(device) if cuda_graphs and device.type == "cuda" else None
         self._entered: dict[int, tuple[Sequence, int]] = {}
 
     @torch.inference_mode()

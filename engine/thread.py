@@ -89,15 +89,16 @@ class EngineThread:
 
     def submit(self, request: GenerationRequest, sink: Sink) -> int:
         """Start a reply and return its request id; `sink` gets Queued first (or Failed)."""
-        request_id, now = next(self._ids), time.monotonic()
-        self._commands.put(lambda: self._submit(request_id, request, guarded(sink), now))
-        return request_id
+        return self._put(request, sink)
 
     def score(self, request: ScoreRequest, sink: Sink) -> int:
         """Look at how likely each token of a reply was; returns the request id. It can be cancelled.
 
         `sink` gets Queued and PrefillProgress, as the reply is read again, and at the end Scored or Failed.
         """
+        return self._put(request, sink)
+
+    def _put(self, request: GenerationRequest | ScoreRequest, sink: Sink) -> int:
         request_id, now = next(self._ids), time.monotonic()
         self._commands.put(lambda: self._submit(request_id, request, guarded(sink), now))
         return request_id

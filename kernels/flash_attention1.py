@@ -80,7 +80,7 @@ def tile(head_dim: int, dtype: torch.dtype, target: Target) -> dict[str, int]:
     """BLOCK_M x BLOCK_N, warps and stages: q, k, v and the fp32 output all pass through one program."""
     wide = head_dim > 128
     block_n = 16 if wide and dtype == torch.float32 else 32
-    return {"BLOCK_M": 32, "BLOCK_N": block_n, "num_warps": 256 // target.warp_size, "num_stages": 1}
+    return {"BLOCK_M": 32, "BLOCK_N": block_n, "num_warps": target.warps(256), "num_stages": 1}
 
 
 def triton_flash_attention1(

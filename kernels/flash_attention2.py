@@ -159,7 +159,7 @@ def tile(head_dim: int, dtype: torch.dtype, target: Target) -> dict[str, int]:
     return {
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
-        "num_warps": threads // target.warp_size,
+        "num_warps": target.warps(threads),
         "num_stages": stages,
     }
 

@@ -134,7 +134,7 @@ def tile(head_dim: int, dtype: torch.dtype, target: Target) -> dict[str, int]:
     threads = 256 if large or target.hip else 128
     return {
         "BLOCK_N": block_n,
-        "num_warps": threads // target.warp_size,
+        "num_warps": target.warps(threads),
         "num_stages": 1 if target.hip else 2,
     }
 
