@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -13,7 +11,7 @@ import typer
 
 from ..models.errors import UserError
 from .paths import Paths
-from .text import one_line
+from .text import format_time, one_line
 
 if TYPE_CHECKING:
     from .database import Database
@@ -23,10 +21,13 @@ chats = typer.Typer(help="List, search, export and import the saved conversation
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON list instead of lines.")]
 
 
-def _with_database(action: Callable[[Database], Awaitable[T]]) -> T:
-    async def run() -> T:
-        from .database import Database
+def with_database(action: Callable[[Database], Awaitable[T]]) -> T:
+    """What `action` makes of the saved conversations."""
+    import asyncio
 
+    from .database import Database
+
+    async def run() -> T:
         database = await Database.open(Paths.default().database)
         try:
             return await action(database)
@@ -49,11 +50,11 @@ def _print(rows: list[dict[str, Any]], as_json: bool, nothing: str) -> None:
 @chats.command("list")
 def list_chats(as_json: AsJson = False) -> None:
     """List the conversations in the order of the app, each with its id."""
-    found = _with_database(lambda database: database.summaries())
+    found = with_database(lambda database: database.summaries())
     rows = [
         {
             "id": each.id,
-            "updated": time.strftime("%Y-%m-%d %H:%M", time.localtime(each.updated)),
+            "updated": format_time(each.updated),
             "title": each.title,
         }
         for each in found
@@ -67,14 +68,8 @@ def search_chats(
     as_json: AsJson = False,
 ) -> None:
     """Search every turn of every conversation."""
-    from .database import HIT_END, HIT_START
-
-    found = _with_database(lambda database: database.search(" ".join(words), 100))
-    without = {ord(HIT_START): None, ord(HIT_END): None}
-    rows = [
-        {"id": hit.conversation_id, "title": hit.title, "snippet": hit.snippet.translate(without)}
-        for hit in found
-    ]
+    found = with_database(lambda database: database.search(" ".join(words), 100))
+    rows = [{"id": hit.conversation_id, "title": hit.title, "snippet": hit.text} for hit in found]
     _print(rows, as_json, "Nothing is found.")
 
 
@@ -94,7 +89,7 @@ def export_chats(
         chosen = [_one(known, wanted) for wanted in ids] if ids else known
         return [await database.load(each) for each in chosen]
 
-    conversations = _with_database(load)
+    conversations = with_database(load)
     if not conversations:
         raise UserError("There is no saved conversation yet: nothing was written.")
     exchange.write(path, conversations)
@@ -122,7 +117,7 @@ def import_chats(
         for conversation in conversations:
             await database.save(conversation, conversation.all_turns)
 
-    _with_database(save)
+    with_database(save)
     typer.echo(f"Imported {_count(conversations)} from {path}.")
 
 

@@ -21,12 +21,12 @@ from ..models.errors import UserError
 from ..models.units import format_bytes, format_count
 from . import log
 from .bench.cli import bench
-from .chats import chats
+from .chats import chats, with_database
 from .endpoints import endpoints
 from .interrupt import lasting_interrupt, on_interrupt
 from .library import NO_MODEL, find, last_speed, not_converted, remember_speed, scan
 from .paths import HOME_VARIABLE, Paths
-from .text import format_seconds, inert, one_line
+from .text import format_seconds, inert, one_line, print_table
 
 if TYPE_CHECKING:
     from .backend import Backend
@@ -453,29 +453,11 @@ def list_models(
 
 
 def _print_models(rows: list[dict[str, Any]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     fit = ["Fits"] if "fits" in rows[0] else []
-    for header in (
-        "Name",
-        "Family",
-        "Parameters",
-        "Dtype",
-        "Size",
-        "Context",
-        "Sees",
-        "Tok/s",
-        *fit,
-        "Source",
-    ):
-        is_number = header in ("Parameters", "Size", "Context", "Tok/s")
-        table.add_column(header, justify="right" if is_number else "left", overflow="fold")
-    for row in rows:
-        cells = [
+    numbers = ("Parameters", "Size", "Context", "Tok/s")
+    headers = ["Name", "Family", "Parameters", "Dtype", "Size", "Context", "Sees", "Tok/s", *fit, "Source"]
+    cells = [
+        [
             row["name"],
             row["family"],
             format_count(row["parameters"]),
@@ -487,9 +469,9 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
             *(["yes" if row["fits"] else "no"] if fit else []),
             row["source"],
         ]
-        table.add_row(*(Text(one_line(cell)) for cell in cells))
-    # Into a file or a pipe, lines are as long as they need to be.
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+        for row in rows
+    ]
+    print_table(headers, cells, numbers)
 
 
 @models.command("found")
@@ -513,10 +495,7 @@ def rename_model(
     new_name: Annotated[str, typer.Argument(help="Its new name.")],
 ) -> None:
     """Give a converted model another name; settings and conversations follow."""
-    import asyncio
-
     from ..converter import rename
-    from .database import Database
     from .settings import SettingsStore
 
     paths = Paths.default()
@@ -525,16 +504,8 @@ def rename_model(
     settings = store.load()
     if settings.model == name:
         store.save(settings.model_copy(update={"model": new_name}))
-
-    async def follow() -> None:
-        database = await Database.open(paths.database)
-        try:
-            await database.rename_model(name, new_name)
-        finally:
-            await database.close()
-
     if paths.database.exists():
-        asyncio.run(follow())
+        with_database(lambda database: database.rename_model(name, new_name))
     typer.echo(f"Renamed {one_line(name)} to {new_name}.")
 
 

@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ..engine.events import Event, Failed, Finished, Loaded, LoadFailed, LoadProgress, ModelInfo, Thinking
 from ..engine.request import GenerationRequest, Message, ScoreRequest
@@ -46,6 +46,7 @@ from .events import (
     TurnsLeftOut,
 )
 from .incoming import title_of
+from .library import scan
 from .overrides import parse
 from .pace import Pace
 from .replies import Inbox, Refused, follow
@@ -59,7 +60,6 @@ if TYPE_CHECKING:  # the engine's thread imports torch, which takes seconds: the
     from .settings import Settings
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 COUNT_AFTER_S = 0.2
 CLOSE_TIMEOUT_S = 5.0
@@ -88,7 +88,7 @@ class Controller:
         models_dir: Path,
         create_engine: Callable[[], EngineThread],
         tell: Listener,
-        endpoints: Endpoints | None = None,
+        endpoints: Endpoints,
     ) -> None:
         """`create_engine` makes the engine of this machine; `endpoints` are models that run elsewhere."""
         self.settings = settings
@@ -141,8 +141,8 @@ class Controller:
     @property
     def last_reply(self) -> Turn | None:
         """The reply at the end of the conversation, if that is where it ends."""
-        turns = self.conversation.turns
-        return turns[-1] if turns and turns[-1].role == "assistant" else None
+        leaf = self.conversation.leaf
+        return leaf if leaf and leaf.role == "assistant" else None
 
     @property
     def can_continue(self) -> bool:
@@ -158,17 +158,17 @@ class Controller:
         """Use this database, and show the conversation that a crash cut off, or an empty one."""
         self.database = database
         self._open = True
-        with contextlib.suppress(_Told):
-            if interrupted := await self._attempt(self.database.recover()):
-                self.conversation = await self._attempt(self.database.load(interrupted))
+        async with self._telling():
+            if interrupted := await self.database.recover():
+                self.conversation = await self.database.load(interrupted)
                 await self._tell(
                     Told("The last reply was cut off when the program ended: you can continue it.")
                 )
         self._paused = True
         await self._tell_shown()
-        with contextlib.suppress(_Told):
-            await self._attempt(self.database.purge())
-            prompts = await self._attempt(self.database.prompts(KNOWN_PROMPTS))
+        async with self._telling():
+            await self.database.purge()
+            prompts = await self.database.prompts(KNOWN_PROMPTS)
             await self._tell(PromptsKnown(tuple(prompts)))
 
     async def _tell_shown(self) -> None:
@@ -187,8 +187,7 @@ class Controller:
         await self._tell(ModelOffered(name if there else None))
 
     def _is_there(self, name: str) -> bool:
-        is_endpoint = self._endpoints is not None and self._endpoints.get(name) is not None
-        return is_endpoint or (self.models_dir / name).is_dir()
+        return self._endpoints.get(name) is not None or (self.models_dir / name).is_dir()
 
     async def use_own_model(self) -> None:
         """Load the model that the conversation was last with."""
@@ -234,8 +233,7 @@ class Controller:
         self._open = False
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.cancel(), CLOSE_TIMEOUT_S)
-        if self.engine and self.loading:
-            self.engine.cancel_load()
+        self.cancel_load()
         tasks = [task for task in (self._reply, self._load, self._count) if task and not task.done()]
         for task in tasks:
             task.cancel()
@@ -243,6 +241,19 @@ class Controller:
         await self.database.close()
 
     # The model
+
+    async def find_model(self, wanted: str | None) -> str | None:
+        """The model to begin with: `wanted`, else the one used last, else any; None when there is none.
+
+        Tells what is wrong with the endpoints.
+        """
+        library = await asyncio.to_thread(scan, self.models_dir)
+        endpoints, problems = await asyncio.to_thread(self._endpoints.load)
+        for problem in problems:
+            await self._tell(Told(problem))
+        names = [*(checkpoint.path.name for checkpoint in library.models), *endpoints]
+        wanted = wanted or self.settings.model
+        return wanted if wanted in names else next(iter(names), None)
 
     async def load_model(self, name: str) -> None:
         """Load a converted model, or connect to the endpoint of that name.
@@ -290,7 +301,7 @@ class Controller:
 
     async def _source(self, name: str) -> tuple[Backend[Any], Any]:
         """The engine for the model `name`, and what that engine is to load."""
-        endpoint = await asyncio.to_thread(self._endpoints.get, name) if self._endpoints else None
+        endpoint = await asyncio.to_thread(self._endpoints.get, name)
         if endpoint is not None:
             from .remote.engine import RemoteEngine  # the HTTP client is for those who need it
 
@@ -318,8 +329,8 @@ class Controller:
         """The directory `name` is called `new_name` now: conversations go on with it."""
         if self.conversation.model == name:
             self.conversation.model = new_name
-        with contextlib.suppress(_Told):
-            await self._attempt(self.database.rename_model(name, new_name))
+        async with self._telling():
+            await self.database.rename_model(name, new_name)
         if self._back_to == name:
             self._back_to = new_name
         if self.model_name == name:
@@ -409,42 +420,42 @@ class Controller:
     async def open_conversation(self, conversation_id: str, turn_id: str | None = None) -> Turn | None:
         """Show a conversation, in the branch of that turn; returns the turn, None if it is not there."""
         await self.cancel()  # first, so that what is loaded is complete
-        with contextlib.suppress(_Told):
-            conversation = await self._attempt(self.database.load(conversation_id))
+        async with self._telling():
+            conversation = await self.database.load(conversation_id)
             turn = next((turn for turn in conversation.all_turns if turn.id == turn_id), None)
             if turn is not None and turn not in conversation.turns:
                 conversation.show(tree.newest_leaf(conversation.all_turns, turn))
-                await self._attempt(self.database.save_branch(conversation))
+                await self.database.save_branch(conversation)
             await self._show(conversation)
             return turn
         return None
 
     async def summaries(self) -> list[Summary]:
         """All saved conversations in the list's order; none when they cannot be read."""
-        with contextlib.suppress(_Told):
-            return await self._attempt(self.database.summaries())
+        async with self._telling():
+            return await self.database.summaries()
         return []
 
     async def search(self, text: str) -> list[Hit]:
         """The turns of all conversations in which these words are found."""
-        with contextlib.suppress(_Told):
-            return await self._attempt(self.database.search(text, FOUND_TURNS))
+        async with self._telling():
+            return await self.database.search(text, FOUND_TURNS)
         return []
 
     async def past_replies(self, count: int) -> list[PastReply]:
         """How the last replies of all conversations went, newest first; none when they cannot be read."""
-        with contextlib.suppress(_Told):
-            return await self._attempt(self.database.past_replies(count))
+        async with self._telling():
+            return await self.database.past_replies(count)
         return []
 
     async def pin_conversation(self, conversation_id: str, pinned: bool) -> None:
-        with contextlib.suppress(_Told):
-            await self._attempt(self.database.pin(conversation_id, pinned))
+        async with self._telling():
+            await self.database.pin(conversation_id, pinned)
 
     async def restore_conversation(self, conversation_id: str) -> None:
         """Undo `delete_conversation`."""
-        with contextlib.suppress(_Told):
-            await self._attempt(self.database.restore(conversation_id))
+        async with self._telling():
+            await self.database.restore(conversation_id)
 
     async def export_conversation(self, path: Path | None) -> None:
         """Write the conversation to a new file, by default a Markdown file in the current directory."""
@@ -453,16 +464,16 @@ class Controller:
             await self._tell(Told("There is nothing to export yet."))
             return
         path = (path or Path(f"{exchange.file_name(conversation)}.md")).expanduser()
-        with contextlib.suppress(_Told):
-            await self._attempt(asyncio.to_thread(exchange.write, path, [conversation]))
+        async with self._telling():
+            await asyncio.to_thread(exchange.write, path, [conversation])
             await self._tell(Told(f"Exported to {path}.", "information"))
 
     async def import_conversations(self, path: Path) -> None:
         """Add the conversations of an exported file, and show the first of them."""
-        with contextlib.suppress(_Told):
-            imported = await self._attempt(asyncio.to_thread(exchange.read, path.expanduser()))
+        async with self._telling():
+            imported = await asyncio.to_thread(exchange.read, path.expanduser())
             for conversation in imported:
-                await self._attempt(self.database.save(conversation, conversation.all_turns))
+                await self.database.save(conversation, conversation.all_turns)
             await self.open_conversation(imported[0].id)
             await self._tell(Told(f"Imported from {path}.", "information"))
 
@@ -471,8 +482,8 @@ class Controller:
         conversation = self.conversation
         if self.replying or not conversation.turns:
             await self._tell(Told("A title needs a conversation, and a model that is idle."))
-        elif refusal := self._refusal():
-            await self._tell(Told(refusal))
+        elif await self._refuses():
+            return
         elif self.engine is None:
             await self._tell(Told(NO_MODEL))
         else:
@@ -489,14 +500,14 @@ class Controller:
         if conversation_id == self.conversation.id:
             self.conversation.title = title
             await self._tell(TitleChanged(title))
-        with contextlib.suppress(_Told):
-            await self._attempt(self.database.rename(conversation_id, title))
+        async with self._telling():
+            await self.database.rename(conversation_id, title)
 
     async def delete_conversation(self, conversation_id: str) -> None:
         if conversation_id == self.conversation.id:
             await self.new_conversation()
-        with contextlib.suppress(_Told):
-            await self._attempt(self.database.delete(conversation_id))
+        async with self._telling():
+            await self.database.delete(conversation_id)
 
     async def _show(self, conversation: Conversation) -> None:
         await self.cancel()
@@ -517,8 +528,7 @@ class Controller:
         elif self.replying:
             self.conversation.queue.append(text)
             await self._queue_changed()
-        elif refusal := self._refusal():
-            await self._tell(Told(refusal))
+        elif await self._refuses():
             await self._tell(PromptReturned(text, images=images))
         else:
             self._paused = bool(self.conversation.queue)
@@ -526,7 +536,7 @@ class Controller:
 
     async def _add_exchange(self, text: str, images: tuple[Attachment, ...] = ()) -> tuple[Turn, _Undo]:
         """The user's turn and the reply that is to be written."""
-        leaf = self._leaf
+        leaf = self.conversation.leaf
         user, reply = Turn("user", text, images=images), Turn("assistant", "", "streaming")
         if leaf is None:
             self.conversation.title = title_of(user.label)
@@ -537,13 +547,10 @@ class Controller:
 
     async def resume_queue(self) -> None:
         """Send what is queued, one message after the other."""
-        if self.conversation.queue and not self.replying:
-            if refusal := self._refusal():
-                await self._tell(Told(refusal))
-            else:
-                self._paused = False
-                self._start(*await self._add_exchange(self.conversation.queue.pop(0)))
-                await self._tell_queue()
+        if self.conversation.queue and not self.replying and not await self._refuses():
+            self._paused = False
+            self._start(*await self._add_exchange(self.conversation.queue.pop(0)))
+            await self._tell_queue()
 
     async def unqueue(self, number: int = -1) -> str | None:
         """Take a message, by default the last, out of the queue; None when it is gone already."""
@@ -578,10 +585,8 @@ class Controller:
             return
         if turn is self.last_reply and not turn.has_begun and not self.replying:
             await self._restart(turn, keep=False)
-        elif refusal := self._refusal():
-            await self._tell(Told(refusal))
-        else:
-            leaf = self._leaf
+        elif not await self._refuses():
+            leaf = self.conversation.leaf
             self._cut(turn, keep=turn.role == "user")
             reply = Turn("assistant", "", "streaming", token_ids=begin)
             self.conversation.add(reply)
@@ -608,11 +613,10 @@ class Controller:
     async def edit(self, turn: Turn, text: str) -> None:
         """Put `text` beside a turn as another branch. A message is answered; a reply stands as it is."""
         answered = turn.role == "user"
-        if refusal := self._refusal(needs_model=answered):
-            await self._tell(Told(refusal))
+        if await self._refuses(needs_model=answered):
             await self._tell(PromptReturned(text, turn))
             return
-        conversation, leaf = self.conversation, self._leaf
+        conversation, leaf = self.conversation, self.conversation.leaf
         self._cut(turn, keep=False)
         edited = Turn(turn.role, text, images=turn.images)
         conversation.add(edited)
@@ -632,19 +636,14 @@ class Controller:
         place = next(i for i, sibling in enumerate(siblings) if sibling.id == turn.id) + step
         if not 0 <= place < len(siblings):
             return turn
-        if self.replying:
-            await self._tell(Told(STILL_WRITING))
+        if await self._refuses(needs_model=False):
             return turn
         self.conversation.show(tree.newest_leaf(self.conversation.all_turns, siblings[place]))
         await self._tell(BranchShown(self.conversation))
         self._count_soon()
-        with contextlib.suppress(_Told):
-            await self._attempt(self.database.save_branch(self.conversation))
+        async with self._telling():
+            await self.database.save_branch(self.conversation)
         return siblings[place]
-
-    @property
-    def _leaf(self) -> Turn | None:
-        return self.conversation.turns[-1] if self.conversation.turns else None
 
     def _cut(self, turn: Turn, *, keep: bool) -> None:
         """End the branch that is shown before `turn`, or after it with `keep`; the rest stays a branch."""
@@ -652,13 +651,15 @@ class Controller:
         place = next(i for i, other in enumerate(turns) if other.id == turn.id)
         self.conversation.turns = turns[: place + keep]
 
-    def _refusal(self, *, needs_model: bool = True) -> str | None:
-        """Why no reply can be started now; None: it can."""
+    async def _refuses(self, *, needs_model: bool = True) -> bool:
+        """Whether no reply can be started now; tells why."""
         if self.replying:
-            return STILL_WRITING
-        if needs_model and self.model is None and not self.loading:
-            return NO_MODEL
-        return None
+            await self._tell(Told(STILL_WRITING))
+        elif needs_model and self.model is None and not self.loading:
+            await self._tell(Told(NO_MODEL))
+        else:
+            return False
+        return True
 
     async def cancel(self) -> None:
         """Stop the reply being written, if any; returns when what there is of it is saved.
@@ -666,15 +667,14 @@ class Controller:
         What is queued stays so until the user says otherwise.
         """
         self._paused = True
-        if self._reply is not None and not self._reply.done():
+        if self.replying:
             self._stop.set()
             if self.engine and self._request_id is not None:
                 self.engine.cancel(self._request_id)
-            await asyncio.wait([self._reply])
+            await self.idle()
 
     async def _restart(self, reply: Turn, *, keep: bool) -> None:
-        if refusal := self._refusal():
-            await self._tell(Told(refusal))
+        if await self._refuses():
             return
         before = replace(reply)
         reply.status, reply.note = "streaming", ""
@@ -703,31 +703,19 @@ class Controller:
         """One reply from start to end. Whatever happens, it ends with a final status, saved and told."""
         conversation = self.conversation
         # The user's turn is on disk before anything can go wrong, and again with the outcome.
-        exchange = conversation.turns[-2:]
+        pair = conversation.turns[-2:]
         try:
-            await self._save(conversation, exchange)
+            await self._save(conversation, pair)
             await self._model_loaded()
             if self._stop.is_set():
                 reply.status = "stopped"
             elif self.engine is None or self.model is None:
                 raise Refused(Told("The model could not be loaded: choose another with /model.", "error"))
-            elif exchange[0].images and not self.model.sees_images:
+            elif pair[0].images and not self.model.sees_images:
                 raise Refused(CannotSee(self.model.name))
             else:
                 await self._tell_unseen(conversation, self.model)
-                conversation.model = self.model_name or self.model.name
-                settings = self.settings.model_copy(update=conversation.overrides)
-                params = settings.sampling_params(self.model.defaults)
-                conversation.settings = asdict(params)
-                begun = [Message("assistant", reply.text, reply.thinking.text)] if reply.has_begun else []
-                request = GenerationRequest(
-                    (*self._messages(conversation.read_turns[:-1]), *begun),
-                    params,
-                    continue_last=bool(begun),
-                    begin=() if begun else reply.token_ids,
-                    thinking=settings.think,
-                )
-                inbox = Inbox()
+                request, inbox = self._request(conversation, reply, self.model), Inbox()
                 self._request_id = self.engine.submit(request, inbox.sink)
                 if self._stop.is_set():
                     self.engine.cancel(self._request_id)
@@ -745,7 +733,7 @@ class Controller:
             overflow = await self._overflow(conversation) if told else None
             await self._take_back(conversation, reply, undo, None if overflow else refused.why)
             if overflow:
-                beside = exchange[0] if undo.added == (reply,) else None
+                beside = pair[0] if undo.added == (reply,) else None
                 await self._tell(ContextFull(overflow, undo.prompt, beside))
             self._count_soon()
             return
@@ -756,11 +744,22 @@ class Controller:
             reply.status, reply.note = "error", INTERNAL_ERROR
         finally:
             self._request_id = None
-        await self._save(conversation, exchange)
+        await self._save(conversation, pair)
         await self._tell(TurnChanged(reply))
         if self.model is None and not self.loading:  # the engine had to drop it
             await self._tell(ModelGone())
         self._count_soon()
+
+    def _request(self, conversation: Conversation, reply: Turn, model: ModelInfo) -> GenerationRequest:
+        """What asks for the reply, or for the rest of it; the conversation remembers model and settings."""
+        settings = self.settings.model_copy(update=conversation.overrides)
+        params = settings.sampling_params(model.defaults)
+        conversation.model, conversation.settings = model.name, asdict(params)
+        messages = self._messages(conversation.read_turns[:-1])
+        if reply.has_begun:
+            begun = Message("assistant", reply.text, reply.thinking.text)
+            return GenerationRequest((*messages, begun), params, continue_last=True, thinking=settings.think)
+        return GenerationRequest(messages, params, begin=reply.token_ids, thinking=settings.think)
 
     async def _model_loaded(self) -> None:
         """Wait until no model is loading, or the reply is stopped."""
@@ -796,8 +795,8 @@ class Controller:
         await self._tell(BranchShown(conversation))
         if undo.prompt is not None:
             await self._tell(undo.prompt)
-        with contextlib.suppress(_Told):
-            await self._attempt(self.database.remove_turns(conversation, undo.added))
+        async with self._telling():
+            await self.database.remove_turns(conversation, undo.added)
 
     def _messages(self, turns: Sequence[Turn]) -> tuple[Message, ...]:
         """Turns for the engine: of replies the answers, and none of those that came to none.
@@ -877,13 +876,13 @@ class Controller:
                 await self._tell(Told(f"The conversation is not saved. {error}", "error"))
             self._saving_failed = True
 
-    async def _attempt(self, action: Awaitable[T]) -> T:
-        """The action's result; a UserError is told, and _Told raised in its place."""
+    @contextlib.asynccontextmanager
+    async def _telling(self) -> AsyncIterator[None]:
+        """A UserError ends the block, and is told."""
         try:
-            return await action
+            yield
         except UserError as error:
             await self._tell(Told(str(error), "error"))
-            raise _Told from None
 
     async def _tell(self, event: ControllerEvent) -> None:
         try:
@@ -902,7 +901,3 @@ class _Undo:
     leaf: Turn | None = None
     """The end of the branch that was shown; None: there was nothing yet."""
     prompt: PromptReturned | None = None
-
-
-class _Told(Exception):
-    """The user knows already; there is nothing to go on with."""

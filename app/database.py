@@ -180,9 +180,18 @@ class Conversation:
         """Have the model read the branch only after its first `count` turns."""
         self.unread_id = self.turns[count - 1].id if count else None
 
+    @property
+    def leaf(self) -> Turn | None:
+        """The last turn of the branch that is shown."""
+        return self.turns[-1] if self.turns else None
+
+    @property
+    def leaf_id(self) -> str | None:
+        return self.leaf.id if self.leaf else None
+
     def add(self, turn: Turn) -> None:
         """Add a turn after the last one that is shown."""
-        turn.parent_id = self.turns[-1].id if self.turns else None
+        turn.parent_id = self.leaf_id
         self.turns.append(turn)
         self.all_turns.append(turn)
 
@@ -221,6 +230,11 @@ class Hit:
     title: str
     role: Role
     snippet: str
+
+    @property
+    def text(self) -> str:
+        """The snippet without these marks."""
+        return self.snippet.replace(HIT_START, "").replace(HIT_END, "")
 
 
 @dataclass(frozen=True)
@@ -358,7 +372,7 @@ class Database:
                     "model": conversation.model,
                     "settings": json.dumps(conversation.settings),
                     "system_prompt": conversation.system_prompt,
-                    "leaf_id": _leaf_id(conversation),
+                    "leaf_id": conversation.leaf_id,
                     "queue": json.dumps(conversation.queue),
                     "overrides": json.dumps(conversation.overrides),
                     "unread_id": conversation.unread_id,
@@ -381,12 +395,12 @@ class Database:
     async def save_branch(self, conversation: Conversation) -> None:
         """Remember which branch is shown; the conversation is none the newer for it."""
         async with self._transaction() as run:
-            await run.execute(_SAVE_BRANCH, (_leaf_id(conversation), conversation.id))
+            await run.execute(_SAVE_BRANCH, (conversation.leaf_id, conversation.id))
 
     async def remove_turns(self, conversation: Conversation, turns: Iterable[Turn]) -> None:
         """Delete turns, and the conversation with its last one."""
         async with self._transaction() as run:
-            await run.execute(_SAVE_BRANCH, (_leaf_id(conversation), conversation.id))
+            await run.execute(_SAVE_BRANCH, (conversation.leaf_id, conversation.id))
             await run.executemany("DELETE FROM messages WHERE id = ?", [(turn.id,) for turn in turns])
             await run.execute(
                 "DELETE FROM conversations WHERE id = ?1 AND NOT EXISTS "
@@ -612,10 +626,6 @@ def _translated(path: Path | None = None) -> Iterator[None]:
         raise DamagedError(
             f"The conversations file is damaged ({error}): restart to begin a new one."
         ) from None
-
-
-def _leaf_id(conversation: Conversation) -> str | None:
-    return conversation.turns[-1].id if conversation.turns else None
 
 
 def _figures(stored: str | None) -> Usage | None:

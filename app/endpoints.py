@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..models.errors import UserError
 from .paths import Paths
-from .text import one_line
+from .text import one_line, print_table
 
 if TYPE_CHECKING:
-    from pydantic import SecretStr
-
-    from .remote.client import ServedModel
     from .remote.endpoint import Endpoint
 
 endpoints = typer.Typer(help="List, add and remove endpoints: models behind an OpenAI-compatible API.")
@@ -58,19 +55,19 @@ def _row(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in ("Name", "Model", "Address", "Context", "Key"):
-        table.add_column(header, overflow="fold")
-    for row in rows:
-        context = f"{row['context']:,}" if row["context"] else "as the server says"
-        cells = (row["name"], row["model"], row["url"], context, row["key"])
-        table.add_row(*(Text(one_line(cell)) for cell in cells))
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+    print_table(
+        ("Name", "Model", "Address", "Context", "Key"),
+        [
+            (
+                row["name"],
+                row["model"],
+                row["url"],
+                f"{row['context']:,}" if row["context"] else "as the server says",
+                row["key"],
+            )
+            for row in rows
+        ],
+    )
 
 
 @endpoints.command(
@@ -100,7 +97,10 @@ def add_endpoint(
     ] = False,
 ) -> None:
     """Add an endpoint, or change one: connect, see that the model is there, and remember it."""
+    import asyncio
+
     from .remote import keys
+    from .remote.client import models_of
     from .remote.endpoint import Endpoint, Endpoints
     from .remote.engine import choose
 
@@ -114,16 +114,16 @@ def add_endpoint(
         given = keys.checked(text, "that was given")
     found = given or keys.find(draft)
     if found and draft.exposes_key and not yes:
-        warning = f"The key goes to {draft.host} without encryption, for anyone on the way to read."
+        warning = draft.exposure
         if key_stdin or not sys.stdin.isatty():
             raise UserError(f"{warning} Use https, or say --yes.")
         if not typer.confirm(f"{warning} Go on?"):
             raise UserError("Nothing was added.")
-    served = asyncio.run(_models(draft, found))
+    served = asyncio.run(models_of(draft, found))
     if model is None and len(served) != 1:
         there = ", ".join(one_line(each.id) for each in served[:20]) or "none"
         raise UserError(f"Say which model with --model; the server has: {there}.")
-    endpoint = Endpoint(name, url, model or served[0].id, context, key_variable, not no_images)
+    endpoint = replace(draft, model=model or served[0].id)
     choose(endpoint, served)
     if given:
         keys.store(name, given)
@@ -131,16 +131,6 @@ def add_endpoint(
     typer.echo(
         f"Added {name}: {one_line(endpoint.model)} at {endpoint.host}. Try: lite-llama-tui --model {name}"
     )
-
-
-async def _models(endpoint: Endpoint, key: SecretStr | None) -> list[ServedModel]:
-    from .remote.client import Client
-
-    client = Client(endpoint, key)
-    try:
-        return await client.models()
-    finally:
-        await client.close()
 
 
 @endpoints.command("rm")

@@ -123,7 +123,7 @@ def _as_dict(conversation: Conversation) -> dict[str, object]:
     values = _CONVERSATION.dump_python(conversation, mode="json", exclude=left_out)
     for stored, turn in zip(values["all_turns"], conversation.all_turns, strict=True):
         stored["images"] = [_image_as_dict(image) for image in turn.images]
-    return {"format": 1, **values, "leaf_id": conversation.turns[-1].id if conversation.turns else None}
+    return {"format": 1, **values, "leaf_id": conversation.leaf_id}
 
 
 def _image_as_dict(attachment: Attachment) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Collection
 from hashlib import sha256
@@ -14,6 +13,7 @@ from pathlib import Path
 from ..engine.images import Image
 from ..models.errors import UserError
 from .attachments import Attachment, attachment_of
+from .files import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class ImageStore:
             if path.exists():
                 os.utime(path)  # GRACE_S from now on
             else:
-                _write(path, attachment.image.content)
+                replace_file(path, attachment.image.content)
         except OSError as error:
             raise UserError(
                 f"The copy of {attachment.name} cannot be written to {self._directory} ({error.strerror}): "
@@ -70,17 +70,3 @@ class ImageStore:
             with contextlib.suppress(OSError):  # it is tried again the next time
                 if path.name not in used and path.stat().st_mtime < oldest:
                     path.unlink()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that is there as a whole or not at all, whatever happens. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise

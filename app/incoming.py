@@ -51,15 +51,25 @@ def image_paths(text: str) -> list[Path]:
 def command_paths(text: str) -> list[Path]:
     """The paths that `/image PATH ...` names, whatever is there; empty when `text` is no such command."""
     rest = text.removeprefix(_IMAGE_COMMAND).strip() if text.startswith(_IMAGE_COMMAND) else ""
-    if not rest:
-        return []
-    if os.path.exists(_plain(rest)):  # an unescaped path with blanks in it
-        return [_plain(rest)]
+    return written_paths(rest) if rest else []
+
+
+def written_paths(text: str) -> list[Path]:
+    """The paths in what a person typed or dropped: quoted, escaped, with `~` or `file://`."""
+    if os.path.exists(_plain(text)):  # an unescaped path with blanks in it
+        return [_plain(text)]
     try:
-        words = shlex.split(rest)
+        words = shlex.split(text)
     except ValueError:  # an apostrophe in an unquoted name
-        words = [rest]
+        words = [text]
     return [_plain(word) for word in words]
+
+
+def typed_path(text: str) -> Path:
+    """The absolute path that `text` is, as in `written_paths`."""
+    text = text.strip()
+    paths = written_paths(text)
+    return (paths[0] if len(paths) == 1 else _plain(text)).absolute()
 
 
 def _plain(word: str) -> Path:

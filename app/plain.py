@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..models.errors import UserError
@@ -21,7 +22,7 @@ from .database import open_or_replace
 from .events import ControllerEvent, ModelReady, PromptsKnown
 from .incoming import image_paths
 from .interrupt import on_interrupt
-from .library import NO_MODEL, scan
+from .library import NO_MODEL
 from .lines import Lines
 from .paths import Paths
 from .plain_commands import Commands
@@ -115,14 +116,7 @@ class PlainChat:
 
     def _find_model(self) -> None:
         """Have the model loaded that was used last, or any; offer to make one when there is none."""
-        endpoints, problems = self.endpoints.load()
-        for problem in problems:
-            self.printer.say(problem)
-        names = [*(checkpoint.path.name for checkpoint in scan(self.paths.models).models), *endpoints]
-        wanted = self._wanted_model or self.controller.settings.model
-        name = wanted if wanted in names else next(iter(names), None)
-        if name is None:
-            name = self._offer_demo()
+        name = self.call(self.controller.find_model(self._wanted_model)) or self._offer_demo()
         if name is None:
             self.call(self.controller.model_changed(None))
         else:
@@ -249,7 +243,7 @@ class PlainChat:
             self._send(text)
         return True
 
-    def attach(self, paths: list[Any]) -> None:
+    def attach(self, paths: list[Path]) -> None:
         """Attach image files to the next message. Raises UserError for what is none."""
         for path in paths:
             if remark := self.call(self.attachments.add(path)):

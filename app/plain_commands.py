@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING
 from ..models.errors import UserError
 from ..models.units import format_bytes
 from .actions import ACTIONS
-from .database import HIT_END, HIT_START
-from .incoming import command_paths
+from .incoming import written_paths
 from .library import NO_MODEL, scan
+from .text import format_time
 
 if TYPE_CHECKING:
     from .plain import PlainChat
@@ -88,10 +87,7 @@ class Commands:
     def _list_conversations(self) -> list[str]:
         summaries = self._chat.call(self._chat.controller.summaries())[:LISTED]
         self._listed = [(summary.id, None) for summary in summaries]
-        return [
-            f"{summary.title}, {time.strftime('%Y-%m-%d %H:%M', time.localtime(summary.updated))}"
-            for summary in summaries
-        ]
+        return [f"{summary.title}, {format_time(summary.updated)}" for summary in summaries]
 
     def _search(self, words: str) -> None:
         chat = self._chat
@@ -100,8 +96,7 @@ class Commands:
         hits = chat.call(chat.controller.search(words))[:LISTED]
         self._listed = [(hit.conversation_id, hit.turn_id) for hit in hits]
         for place, hit in enumerate(hits, start=1):
-            found = hit.snippet.replace(HIT_START, "").replace(HIT_END, "")
-            chat.printer.say(f"{place}. {hit.title}: {found}")
+            chat.printer.say(f"{place}. {hit.title}: {hit.text}")
         chat.printer.say("/open 1 opens the first." if hits else "Nothing is found.")
 
     def _export(self, path: str) -> None:
@@ -148,21 +143,26 @@ class Commands:
     def _model(self, wanted: str) -> None:
         chat = self._chat
         endpoints = chat.endpoints.load()[0]
-        models = [model for model in scan(chat.paths.models).models if model.path.name not in endpoints]
-        names = [*(checkpoint.path.name for checkpoint in models), *endpoints]
+        described = {
+            model.path.name: [
+                model.manifest.family,
+                format_bytes(model.size),
+                *(["sees images"] if model.config.vision else []),
+            ]
+            for model in scan(chat.paths.models).models
+            if model.path.name not in endpoints
+        }
+        described |= {name: [f"{endpoint.model} at {endpoint.host}"] for name, endpoint in endpoints.items()}
+        names = list(described)
         if not names:
             raise UserError(NO_MODEL)
         if wanted:
             name = wanted if wanted in names else names[_index(wanted, len(names))]
             chat.load(chat.controller.load_model(name))
             return
-        known = [[model.manifest.family, format_bytes(model.size)] for model in models]
-        for model, remarks in zip(models, known, strict=True):
-            remarks += ["sees images"] if model.config.vision else []
-        known += [[f"{endpoint.model} at {endpoint.host}"] for endpoint in endpoints.values()]
-        for place, (name, remarks) in enumerate(zip(names, known, strict=True), start=1):
-            remarks += ["loaded"] if chat.controller.model_name == name else []
-            chat.printer.say(f"{place}. {name}: {', '.join(remarks)}")
+        for place, (name, remarks) in enumerate(described.items(), start=1):
+            loaded = ["loaded"] if chat.controller.model_name == name else []
+            chat.printer.say(f"{place}. {name}: {', '.join([*remarks, *loaded])}")
         chat.printer.say("/model 1 loads the first.")
 
     def _image(self, path: str) -> None:
@@ -171,7 +171,7 @@ class Commands:
             chat.attachments.items = ()
             chat.printer.say("Your next message has no image.")
         elif path:
-            chat.attach(command_paths(f"/image {path}"))
+            chat.attach(written_paths(path))
         else:
             names = ", ".join(image.name for image in chat.attachments.items)
             chat.printer.say(f"Your next message has: {names or 'no image'}.")

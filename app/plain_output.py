@@ -97,8 +97,8 @@ class Printer:
             case TurnAdded(turn) | TurnChanged(Turn(status="streaming") as turn):
                 self._begin(turn)
             case BranchShown(conversation):
-                if conversation.turns and conversation.turns[-1].status == "streaming":
-                    self._begin(conversation.turns[-1])
+                if (reply := conversation.leaf) and reply.status == "streaming":
+                    self._begin(reply)
             case PromptRead(done, total):
                 self._progress(f"Reading the prompt: {done:,} of {format_tokens(total)}.")
             case ThinkingAdded():

@@ -6,10 +6,7 @@ settings screen is generated from the fields of `Settings`, so a new setting nee
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,6 +20,7 @@ from tomlkit.exceptions import TOMLKitError
 
 from ..engine.request import SamplingParams
 from ..models.errors import UserError
+from .files import replace_file
 
 ENV_PREFIX = "LITE_LLAMA_"
 _PARAMS = tuple(field.name for field in fields(SamplingParams))
@@ -274,7 +272,7 @@ class SettingsStore:
                     value = getattr(settings, name) if name in settings.model_fields_set else None
                     _set(document, name, value)
             if changed or problem:
-                replace_file(self.path, tomlkit.dumps(document))
+                replace_file(self.path, tomlkit.dumps(document).encode())
         except OSError as error:
             raise UserError(
                 f"The settings cannot be saved to {self.path} ({error.strerror}): check the permissions and "
@@ -325,21 +323,3 @@ def _set(document: MutableMapping[str, Any], name: str, value: object) -> None:
         document[name] = tomlkit.string(value, multiline=True)
     else:
         document[name] = value
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Replace the file in one step, so that a crash leaves either the old or the new one."""
-    target = path.resolve()  # the file behind a symlink, as people who version their dotfiles have it
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".new")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -31,7 +31,12 @@ class Told(Enum):
 
 
 def understand_notifications() -> None:
-    """Have Textual, which in 8.2 does not know mode 2031, read its messages as the keys in `Told`.
+    """Have Textual read the messages of mode 2031 as the keys in `Told`."""
+    teach({"\x1b[?997;1n": Told.DARK, "\x1b[?997;2n": Told.LIGHT})
+
+
+def teach(keys: Mapping[str, Enum]) -> None:
+    """Have Textual, which in 8.2 does not know them, read these sequences as keys.
 
     A later Textual may know them, or keep its table elsewhere; then nothing is to be done here.
     """
@@ -39,8 +44,8 @@ def understand_notifications() -> None:
         from textual import _ansi_sequences
 
         table = cast("dict[str, Any]", _ansi_sequences.ANSI_SEQUENCES_KEYS)
-        table.setdefault("\x1b[?997;1n", (Told.DARK,))
-        table.setdefault("\x1b[?997;2n", (Told.LIGHT,))
+        for sequence, key in keys.items():
+            table.setdefault(sequence, (key,))
 
 
 def is_dark(environment: Mapping[str, str] = os.environ) -> bool | None:

@@ -1,8 +1,11 @@
-"""Text for people: durations and counts in words, and foreign text made harmless for a terminal."""
+"""Text for people: times and counts in words, tables, and foreign text made harmless for a terminal."""
 
 from __future__ import annotations
 
 import re
+import sys
+import time
+from collections.abc import Collection, Iterable, Sequence
 
 # What some terminals and many programs take for the end of a line.
 _LINE_ENDS = re.compile(r"\r\n|\u2028|\u2029")
@@ -58,3 +61,26 @@ def format_seconds(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def format_time(seconds: float) -> str:
+    """A time in seconds since the epoch as the clock here shows it: 2026-11-25 18:30."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str] = ()) -> None:
+    """A table on stdout, the columns in `right` to the right.
+
+    Into a file or a pipe, lines are as long as they need to be.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in headers:
+        table.add_column(header, justify="right" if header in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)

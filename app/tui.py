@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import events, on, work
 from textual.app import App, SystemCommand
@@ -68,14 +67,9 @@ def run(
 def recognise_alt_enter() -> None:
     """Have Alt+Enter start a new line on terminals without the kitty keyboard protocol too.
 
-    They send it as escape and return, which Textual 8.2 does not know and takes for Enter: the message would
-    be sent. A later Textual may know it, or keep its table elsewhere; then nothing is to be done here.
+    They send it as escape and return, which Textual 8.2 takes for Enter: the message would be sent.
     """
-    with contextlib.suppress(ImportError, TypeError):
-        from textual import _ansi_sequences
-
-        table = cast("dict[str, Any]", _ansi_sequences.ANSI_SEQUENCES_KEYS)
-        table.setdefault("\x1b\r", (Keys.ControlJ,))
+    terminal.teach({"\x1b\r": Keys.ControlJ})
 
 
 class LiteLlamaApp(App[None]):
@@ -142,13 +136,7 @@ class LiteLlamaApp(App[None]):
     @work
     async def _find_model(self) -> None:
         """Load the model that was used last, or any; have one made when there is none."""
-        library = await asyncio.to_thread(scan, self.paths.models)
-        endpoints, problems = await asyncio.to_thread(self._endpoints.load)
-        for problem in problems:
-            await self._told(Told(problem))
-        names = [*(checkpoint.path.name for checkpoint in library.models), *endpoints]
-        wanted = self._wanted_model or self.settings.model
-        name = wanted if wanted in names else next(iter(names), None)
+        name = await self.controller.find_model(self._wanted_model)
         if name is not None:
             await self.controller.load_model(name)
         try:

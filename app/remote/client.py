@@ -7,14 +7,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 from pydantic import SecretStr
 
 from ...models.errors import UserError
 from . import failures
-from .endpoint import Endpoint, is_loopback
+from .endpoint import Endpoint
 
 CONNECT_S, SILENCE_S = 10.0, 300.0
 """A busy server may let a request wait long before the first token."""
@@ -27,10 +26,6 @@ class Rejected(UserError):
     def __init__(self, message: str, body: str) -> None:
         super().__init__(message)
         self.body = body
-
-
-class Cut(UserError):
-    """The connection was lost in the middle of a reply."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ class Client:
             auth=_BearerAuth(key) if key else None,
             timeout=httpx2.Timeout(SILENCE_S, connect=CONNECT_S, pool=CONNECT_S),
             # Proxies and certificates as the environment has them; this machine needs no proxy.
-            trust_env=not is_loopback(urlsplit(endpoint.url).hostname or ""),
+            trust_env=not endpoint.is_here,
         )
 
     async def close(self) -> None:
@@ -96,7 +91,7 @@ class Client:
     async def chat(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Stream a reply: an empty chunk when the server has accepted the request, then its chunks.
 
-        Raises Rejected or another UserError ahead of the first, Cut or UserError later.
+        Raises Rejected or another UserError.
         """
         name = self._endpoint.name
         async with self._answer("POST", f"{self._endpoint.url}/chat/completions", json=body) as response:
@@ -120,8 +115,10 @@ class Client:
             if not ended:
                 raise self._cut()
 
-    def _cut(self) -> Cut:
-        return Cut(f"The connection to {self._endpoint.name} was cut: continue the reply, or try again.")
+    def _cut(self) -> UserError:
+        return UserError(
+            f"The connection to {self._endpoint.name} was cut: continue the reply, or try again."
+        )
 
     def _chunk(self, data: str) -> dict[str, Any]:
         try:
@@ -132,8 +129,11 @@ class Client:
             raise UserError(
                 f"{self._endpoint.name} sent something that is no JSON: continue the reply, or try again."
             )
-        # Only errors quote keys, and a reply may well have a word that somebody took for a key.
-        return json.loads(_hidden(data, self._key)) if failures.is_error(chunk) else chunk
+        if failures.is_error(chunk):
+            # Only errors quote keys, and a reply may well have a word that somebody took for a key.
+            said = failures.words(json.loads(_hidden(data, self._key))) or "an error"
+            raise UserError(f"The server broke off the reply ({said}): try again.")
+        return chunk
 
     @asynccontextmanager
     async def _answer(self, method: str, url: str, **more: Any) -> AsyncIterator[httpx2.Response]:
@@ -198,3 +198,12 @@ def _served(model: dict[str, Any]) -> ServedModel:
 def _ends(chunk: dict[str, Any]) -> bool:
     """Whether the reply is complete with this chunk; only the token counts may follow."""
     return any(choice.get("finish_reason") for choice in chunk.get("choices") or ())
+
+
+async def models_of(endpoint: Endpoint, key: SecretStr | None) -> list[ServedModel]:
+    """The models that a server has which is not in use. Raises UserError."""
+    client = Client(endpoint, key)
+    try:
+        return await client.models()
+    finally:
+        await client.close()

@@ -13,7 +13,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from ...models.errors import UserError
-from ..settings import replace_file
+from ..files import replace_file
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -64,10 +64,23 @@ class Endpoint:
         return urlsplit(self.url).netloc
 
     @property
+    def is_here(self) -> bool:
+        """Whether the server is on this machine, as its name alone says."""
+        host = urlsplit(self.url).hostname or ""
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
+
+    @property
     def exposes_key(self) -> bool:
         """Whether a key would go over the network in the clear."""
-        parts = urlsplit(self.url)
-        return parts.scheme == "http" and not is_loopback(parts.hostname or "")
+        return self.url.startswith("http:") and not self.is_here
+
+    @property
+    def exposure(self) -> str:
+        """What to say before a key is exposed."""
+        return f"The key goes to {self.host} without encryption, for anyone on the way to read."
 
 
 _WORDS = {
@@ -102,14 +115,6 @@ def normalised(url: str) -> str:
         )
     path = parts.path.rstrip("/").removesuffix(_COMPLETIONS) or "/v1"
     return f"{parts.scheme}://{parts.netloc}{path}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether the host is this machine, as its name alone says."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 class Endpoints:
@@ -173,7 +178,7 @@ class Endpoints:
 
     def _write(self, document: tomlkit.TOMLDocument) -> None:
         try:
-            replace_file(self.path, tomlkit.dumps(document))
+            replace_file(self.path, tomlkit.dumps(document).encode())
         except OSError as error:
             raise UserError(
                 f"The endpoint cannot be saved to {self.path} ({error.strerror}): check the permissions and "

@@ -10,10 +10,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from ...engine.events import FinishReason, Thinking, Usage
+from ...engine.reply import CLOSE_TAG, OPEN_TAG
 from ...models.errors import UserError
-from .failures import is_error, words
-
-OPEN_TAG, CLOSE_TAG = "<think>", "</think>"
 
 
 class ReplyStream:
@@ -49,9 +47,7 @@ class ReplyStream:
         return (self.completion_tokens - 1) / seconds if seconds > 0 and self.completion_tokens > 1 else 0.0
 
     def add(self, chunk: dict[str, Any], now: float) -> tuple[str, str]:
-        """Take a chunk; returns the new thinking and the new answer. Raises UserError for an error in it."""
-        if is_error(chunk):
-            raise UserError(f"The server broke off the reply ({words(chunk) or 'an error'}): try again.")
+        """Take a chunk; returns the new thinking and the new answer. Raises UserError where it ends badly."""
         choice = next(iter(chunk.get("choices") or ()), {})
         delta = choice.get("delta") or {}
         thought = _text(delta.get("reasoning_content")) or _text(delta.get("reasoning"))

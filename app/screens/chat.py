@@ -45,7 +45,7 @@ from ..events import (
     TurnChanged,
     TurnsLeftOut,
 )
-from ..incoming import command_paths, image_paths, title_of
+from ..incoming import command_paths, image_paths
 from ..machine import Machine, MachineLoad
 from ..text import inert, one_line
 from ..widgets.attachments import AttachedChip, AttachmentBar
@@ -57,7 +57,7 @@ from ..widgets.status import NEARLY_FULL, ContextLabel, ContextMeter, Header
 from ..widgets.telemetry import Telemetry
 from ..widgets.transcript import Transcript
 from .code_blocks import CodeBlocksScreen
-from .context_full import SHOWN_QUESTIONS, ContextFullScreen
+from .context_full import ContextFullScreen, quoted
 from .tokens import TokensScreen
 
 LOAD_EVERY_S = 1.0
@@ -210,8 +210,8 @@ class ChatScreen(Screen[None]):
     def _what_goes_first(self) -> str:
         """Which turns can be left out when the context is full."""
         read = self.controller.conversation.read_turns
-        questions = [f"“{title_of(turn.label)}”" for turn in read if turn.role == "user"][:-1]
-        first = f" First in line: {', '.join(questions[:SHOWN_QUESTIONS])}." if questions else ""
+        questions = [turn.label for turn in read if turn.role == "user"][:-1]
+        first = f" First in line: {quoted(questions)}." if questions else ""
         return f"When the context is full, you choose what the model no longer reads.{first}"
 
     @work
@@ -250,9 +250,6 @@ class ChatScreen(Screen[None]):
     # What the user does
 
     @on(TextArea.Changed)
-    def _draft_changed(self, event: TextArea.Changed) -> None:
-        self._count_draft()
-
     def _count_draft(self) -> None:
         self.controller.set_draft(self._prompt.text, self.attachments.items)
 
@@ -261,12 +258,12 @@ class ChatScreen(Screen[None]):
         images = self.attachments.items
         # Images first: a path begins with a slash as a command does.
         if paths := command_paths(event.text) or image_paths(event.text):
-            event.prompt.text = ""
+            self._prompt.text = ""
             self._attach_written(paths, event.text)
         elif not event.text and not images:
             await self.controller.resume_queue()
         elif action := slash_command(event.text):
-            event.prompt.text = ""
+            self._prompt.text = ""
             await self.run_action(action)
         elif self._edited is not None and self.controller.replying:
             self.notify(STILL_WRITING, severity="warning")
@@ -317,13 +314,13 @@ class ChatScreen(Screen[None]):
 
     @on(PromptInput.PasteAsked)
     @work
-    async def _paste(self, event: PromptInput.PasteAsked) -> None:
+    async def _paste(self) -> None:
         """An image on the clipboard goes before text that was copied here, perhaps long ago."""
         try:
             await self.attachments.add_from_clipboard()
         except UserError as error:
             if self.app.clipboard:
-                event.prompt.paste_text()
+                self._prompt.paste_text()
             else:
                 self.notify(one_line(str(error)), markup=False)
 

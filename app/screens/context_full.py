@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from textual import on
@@ -18,6 +19,11 @@ from ..incoming import title_of
 
 Choice = Literal["leave_out", "new", "shorten"]
 SHOWN_QUESTIONS = 3
+
+
+def quoted(questions: Sequence[str]) -> str:
+    """The titles of the first few."""
+    return ", ".join(f"“{title_of(text)}”" for text in questions[:SHOWN_QUESTIONS])
 
 
 class ContextFullScreen(ModalScreen[Choice]):
@@ -64,15 +70,15 @@ class ContextFullScreen(ModalScreen[Choice]):
         """What would be left out, and what comes of it."""
         overflow = self._overflow
         count = len(overflow.questions)
-        named = [f"“{title_of(question)}”" for question in overflow.questions[:SHOWN_QUESTIONS]]
+        named = quoted(overflow.questions)
         if count > SHOWN_QUESTIONS:
-            named.append(f"{count - SHOWN_QUESTIONS} more")
+            named += f", {count - SHOWN_QUESTIONS} more"
         what = "the oldest question, with its reply"
         if count > 1:
             what = f"the {count} oldest questions, with their replies"
         return Content.assemble(
             (f"Leave out {what}", "bold"),
-            (f"\n{', '.join(named)}", "$text-muted"),
+            (f"\n{named}", "$text-muted"),
             (
                 f"\nThey stay in the conversation, but {self._model} no longer reads them: "
                 f"{overflow.used_after:,} of {overflow.limit:,} tokens then.",

@@ -191,8 +191,7 @@ class EndpointScreen(ModalScreen[str | None]):
 
         if key is None or not endpoint.exposes_key:
             return True
-        question = f"The key goes to {endpoint.host} without encryption, for anyone on the way to read."
-        return bool(await self.app.push_screen_wait(ConfirmScreen(question, "Send it")))
+        return bool(await self.app.push_screen_wait(ConfirmScreen(endpoint.exposure, "Send it")))
 
     # Trying and saving
 
@@ -211,14 +210,10 @@ class EndpointScreen(ModalScreen[str | None]):
             self._say(str(error), "error")
 
     async def _connect(self, endpoint: Endpoint, key: SecretStr | None) -> None:
-        from ..remote.client import Client
+        from ..remote.client import models_of
         from ..remote.engine import choose
 
-        client = Client(endpoint, key)
-        try:
-            served = await client.models()
-        finally:
-            await client.close()
+        served = await models_of(endpoint, key)
         self._show(served)
         if not self._value("model"):
             self._say(f"{endpoint.host} answers: choose one of its {len(served)} models.")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
-from urllib.parse import unquote, urlsplit
 
 from textual import on
 from textual.app import ComposeResult
@@ -25,6 +23,7 @@ from ...converter.names import check_name
 from ...engine.events import Usage
 from ...models.errors import UserError
 from ...models.units import format_bytes, format_count
+from ..incoming import typed_path
 from ..settings import Settings, choices
 from ..text import format_seconds, one_line
 
@@ -42,20 +41,6 @@ _PLACEHOLDERS: dict[Kind, str] = {
     "directory": "path of the directory; ~ is your home, → completes, drag and drop works",
     "gguf": "path of the .gguf file; ~ is your home, → completes, drag and drop works",
 }
-
-
-def typed_path(text: str) -> Path:
-    """The absolute path that a person typed or dropped on the terminal: quoted, escaped, `~` or `file://`."""
-    text = text.strip()
-    if not Path(text).expanduser().exists():  # an unescaped path with blanks in it is taken as it is
-        try:
-            words = shlex.split(text)
-        except ValueError:  # an apostrophe in the path
-            words = []
-        text = words[0] if len(words) == 1 else text
-    if text.lower().startswith("file://"):
-        text = unquote(urlsplit(text).path)
-    return Path(text).expanduser().absolute()
 
 
 class PathSuggester(Suggester):

@@ -64,10 +64,6 @@ class AttachedChip(Chip, can_focus=True):
     class Removed(Message):
         chip: AttachedChip
 
-        @property
-        def control(self) -> AttachedChip:
-            return self.chip
-
     def compose(self) -> ComposeResult:
         yield from super().compose()
         yield Static("✕", classes="remove")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +17,7 @@ from textual.widgets.option_list import Option
 
 from ..controller import Controller
 from ..database import HIT_END, HIT_START, Hit, Summary
-from ..text import inert, one_line
+from ..text import format_time, inert, one_line
 
 _KEYS = "Enter opens   / searches   r renames   p pins   d deletes"
 
@@ -174,9 +173,8 @@ def _entry(line: Summary | Hit) -> Content:
     if isinstance(line, Hit):
         who = "You: " if line.role == "user" else ""
         return Content.assemble((title, "bold"), "\n", (who, "$text-muted"), _snippet(line.snippet))
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(line.updated))
     counted = f"{line.questions} question{'s' if line.questions != 1 else ''}"
-    details = " · ".join(part for part in (when, counted, one_line(line.model)) if part)
+    details = " · ".join(part for part in (format_time(line.updated), counted, one_line(line.model)) if part)
     pin = ("● ", "$text-primary") if line.pinned else ""
     return Content.assemble(pin, (title, "bold"), ("\n" + details, "$text-muted"))
 

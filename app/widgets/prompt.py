@@ -33,43 +33,19 @@ class PromptInput(TextArea):
     class Submitted(Message):
         """The user wants `text`, which may be empty, to be sent; it is still in the input."""
 
-        prompt: PromptInput
         text: str
 
-        @property
-        def control(self) -> PromptInput:
-            return self.prompt
-
-    @dataclass
     class QueueWanted(Message):
         """Up was pressed in an empty prompt while messages wait."""
-
-        prompt: PromptInput
-
-        @property
-        def control(self) -> PromptInput:
-            return self.prompt
 
     @dataclass
     class ImagesDropped(Message):
         """Paths of images were pasted, as terminals do with files dropped on them; they are not text."""
 
-        prompt: PromptInput
         paths: list[Path]
 
-        @property
-        def control(self) -> PromptInput:
-            return self.prompt
-
-    @dataclass
     class PasteAsked(Message):
         """The user pressed the key that pastes where the terminal does not do so itself."""
-
-        prompt: PromptInput
-
-        @property
-        def control(self) -> PromptInput:
-            return self.prompt
 
     def __init__(self) -> None:
         super().__init__(
@@ -84,7 +60,7 @@ class PromptInput(TextArea):
         self._recalled: int | None = None
 
     def _submit(self) -> None:
-        self.post_message(self.Submitted(self, inert(self.text).rstrip()))
+        self.post_message(self.Submitted(inert(self.text).rstrip()))
 
     def remember(self, texts: Iterable[str]) -> None:
         """Earlier messages for the up key, the newest at the end."""
@@ -114,7 +90,7 @@ class PromptInput(TextArea):
         self.show(text)
 
     def action_paste(self) -> None:
-        self.post_message(self.PasteAsked(self))
+        self.post_message(self.PasteAsked())
 
     def paste_text(self) -> None:
         """Paste what was copied within the app."""
@@ -122,7 +98,7 @@ class PromptInput(TextArea):
 
     def action_cursor_up(self, select: bool = False) -> None:
         if self.queued and not self.text:
-            self.post_message(self.QueueWanted(self))
+            self.post_message(self.QueueWanted())
             return
         at = len(self._sent) if self._recalled is None else self._recalled
         if self.cursor_at_first_line and at > 0 and (self._recalled is not None or not self.text):
@@ -167,6 +143,6 @@ class PromptInput(TextArea):
         text = inert(event.text.replace("\r\n", "\n").replace("\r", "\n"))
         paths = image_paths(text)
         if paths and all(os.path.exists(path) for path in paths):
-            self.post_message(self.ImagesDropped(self, paths))
+            self.post_message(self.ImagesDropped(paths))
         else:
             self._put(text)

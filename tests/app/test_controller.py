@@ -28,6 +28,7 @@ from lite_llama.app.events import (
     TurnAdded,
     TurnChanged,
 )
+from lite_llama.app.remote.endpoint import Endpoints
 from lite_llama.app.settings import Settings
 from lite_llama.engine.events import Thinking
 from lite_llama.engine.request import Message
@@ -38,7 +39,9 @@ class Desk:
 
     def __init__(self, database, engine, paths, settings):
         self.told = []
-        self.controller = Controller(settings, paths.models, lambda: engine, self._listen)
+        self.controller = Controller(
+            settings, paths.models, lambda: engine, self._listen, Endpoints(paths.endpoints)
+        )
         self.controller.database, self.controller._open = database, True
 
     async def _listen(self, event):
