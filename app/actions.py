@@ -89,6 +89,11 @@ PROMPT_KEYS = (
 )
 
 
+def named(name: str) -> Action:
+    """The action of that name."""
+    return next(action for action in ACTIONS if action.name == name)
+
+
 def key_name(key: str) -> str:
     """A key as people write it."""
     return "+".join("?" if part == "question_mark" else part.capitalize() for part in key.split("+"))

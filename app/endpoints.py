@@ -139,6 +139,5 @@ def remove_endpoint(name: Annotated[str, typer.Argument(help="The endpoint to fo
     from .remote import keys
     from .remote.endpoint import Endpoints
 
-    Endpoints(Paths.default().endpoints).remove(name)
-    keys.forget(name)
+    keys.remove(Endpoints(Paths.default().endpoints), name)
     typer.echo(f"Removed {one_line(name)}.")

@@ -11,7 +11,7 @@ from textual.keys import Keys
 from textual.widgets import TextArea
 
 from ..models.errors import UserError
-from .actions import ACTIONS, Action, key_name
+from .actions import ACTIONS, Action, key_name, named
 from .widgets.prompt import NEW_LINE_KEYS, PromptInput
 
 FUNCTION_KEY = re.compile(r"f\d+")
@@ -58,8 +58,7 @@ def keys(action: Action) -> str:
 
 def key(name: str) -> str:
     """The key of the action of that name as it is printed, `Ctrl+N`; empty if it has none."""
-    action = next(each for each in ACTIONS if each.name == name)
-    return key_name(keys(action).split(",")[0])
+    return key_name(keys(named(name)).split(",")[0])
 
 
 def for_textual() -> Mapping[str, str]:

@@ -24,7 +24,7 @@ from ..engine.events import Usage
 from ..models.errors import UserError
 from ..models.units import format_bytes
 from . import clipboard, keymap, presets, terminal
-from .actions import ACTIONS, key_name
+from .actions import ACTIONS, key_name, named
 from .controller import INTERNAL_ERROR, Controller, create_engine
 from .database import Turn, open_or_replace
 from .driver import TerminalDriver
@@ -77,9 +77,7 @@ class LiteLlamaApp(App[None]):
 
     TITLE = "lite-llama"
     CSS_PATH = "app.tcss"
-    BINDINGS: ClassVar[list[BindingType]] = [
-        replace(each.binding, action="quit", priority=True) for each in ACTIONS if each.name == "app.quit"
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [replace(named("app.quit").binding, action="quit", priority=True)]
 
     def __init__(
         self,

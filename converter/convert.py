@@ -28,7 +28,7 @@ from . import demo, hub
 from .background import wait_for
 from .events import Cancelled, ConvertEvent, Done, Notice, Progress
 from .huggingface import HuggingFaceSource, auto_dtype, some
-from .names import check_name, default_name, directory_name
+from .names import check_name, default_name, directory_name, is_gguf
 from .source import Source
 from .staging import Part, Staging, already_there, delete, download_directory, parts, staging
 from .writer import BYTES, WeightsWriter
@@ -137,9 +137,7 @@ def identify(source: str) -> tuple[Kind, str]:
     if source and path.is_dir():
         return "directory", str(path)
     if path.is_file():
-        with path.open("rb") as file:
-            magic = file.read(4)
-        if magic == b"GGUF" or path.suffix == ".gguf":
+        if is_gguf(path) or path.suffix == ".gguf":
             return "gguf", str(path)
         raise UserError(
             f"{path} is no GGUF file: name one, a Hugging Face checkpoint directory, a Hub repo id or demo."

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..models.config import ModelConfig
 from ..models.errors import UserError
 from .huggingface import CONFIG, HuggingFaceSource
-from .names import default_name, directory_name, gguf_parts
+from .names import default_name, directory_name, gguf_parts, is_gguf
 
 _DEPTH = 3
 """How many directories deep a directory of the user's is searched."""
@@ -83,13 +83,8 @@ def _look_at(directory: Path, repo: str | None = None, revision: str | None = No
             return
         for path in sorted(directory.glob("*.gguf")):
             parts = gguf_parts(path)
-            if path == parts[0] and all(part.is_file() for part in parts) and _is_gguf(path):
+            if path == parts[0] and all(part.is_file() for part in parts) and is_gguf(path):
                 size = sum(part.stat().st_size for part in parts)
                 yield Local(str(path), default_name(path.stem), None, size, repo, revision)
     except (UserError, OSError):
         return
-
-
-def _is_gguf(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"GGUF"

@@ -43,3 +43,9 @@ def gguf_parts(path: Path) -> list[Path]:
     count = int(match["count"])
     names = (f"{match['stem']}-{part:05d}-of-{count:05d}.gguf" for part in range(1, count + 1))
     return [path.with_name(name) for name in names]
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether the file begins as GGUF files do. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"

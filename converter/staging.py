@@ -169,11 +169,9 @@ def parts(models_dir: Path) -> list[Part]:
     """What stopped conversions left that can be resumed; running ones are no parts."""
     found = []
     for root in sorted(models_dir.glob(f"{PREFIX}*")):
-        part = _read_part(root)
-        with contextlib.suppress(OSError, Busy):
-            if part:
-                with locked(root / _LOCK):
-                    found.append(part)
+        if part := _read_part(root):
+            with contextlib.suppress(OSError, Busy), locked(root / _LOCK):
+                found.append(part)
     return found
 
 
@@ -181,10 +179,9 @@ def discard_part(models_dir: Path, part: Part) -> int:
     """Delete what a stopped conversion left; returns the bytes freed (none when it runs again)."""
     freed = 0
     for root in models_dir.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError, Busy):
-            if _read_part(root) == part:
-                with locked(root / _LOCK):
-                    freed += _discard(root, models_dir)
+        if _read_part(root) == part:
+            with contextlib.suppress(OSError, Busy), locked(root / _LOCK):
+                freed += _discard(root, models_dir)
     return freed
 
 

@@ -14,7 +14,6 @@ import pty
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import termios
@@ -90,7 +89,7 @@ class TerminalChat:
         os.write(self._master, text.encode())
 
     def resize(self, columns: int, lines: int) -> None:
-        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        termios.tcsetwinsize(self._master, (lines, columns))
 
     def settings(self) -> list[Any]:
         """The terminal's modes, as termios tells them."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pty
 import select
-import struct
 import subprocess
 import termios
 import time
@@ -26,7 +24,7 @@ class Terminal:
 
     def __init__(self, command: list[str], environment: Mapping[str, str], columns: int, lines: int) -> None:
         self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        termios.tcsetwinsize(slave, (lines, columns))
         self.output = bytearray()
         self._read_from = 0
         self._process = subprocess.Popen(

@@ -13,7 +13,7 @@ from types import ModuleType
 from pydantic import SecretStr
 
 from ...models.errors import UserError
-from .endpoint import Endpoint
+from .endpoint import Endpoint, Endpoints
 
 SERVICE = "lite-llama-tui"
 PREFIX = "LITE_LLAMA_API_KEY_"
@@ -80,6 +80,12 @@ def forget(name: str) -> None:
     if keyring := _keyring():
         with contextlib.suppress(Exception):
             keyring.delete_password(SERVICE, name)
+
+
+def remove(endpoints: Endpoints, name: str) -> None:
+    """Forget an endpoint, and its key. Raises UserError."""
+    endpoints.remove(name)
+    forget(name)
 
 
 def _keyring() -> ModuleType | None:

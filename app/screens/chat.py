@@ -51,6 +51,7 @@ from ..text import inert, one_line
 from ..widgets.attachments import AttachedChip, AttachmentBar
 from ..widgets.chat_list import ChatList
 from ..widgets.markdown_parser import code_blocks
+from ..widgets.message import offer
 from ..widgets.prompt import PromptInput
 from ..widgets.queue import QueuedMessages
 from ..widgets.status import NEARLY_FULL, ContextLabel, ContextMeter, Header
@@ -178,9 +179,8 @@ class ChatScreen(Screen[None]):
                 self._prompt.queued = bool(messages)
                 self._queue.show(messages, paused)
             case ModelOffered(name):
-                offer = f"[@click=screen.use_own_model]use it again[/] {keymap.key('use_own_model')}"
-                text = Content(f"This chat was with {one_line(name or '')}   ") + Content.from_markup(offer)
-                self._offer.update(text)
+                text = Content(f"This chat was with {one_line(name or '')}   ")
+                self._offer.update(text + offer("use it again", "use_own_model"))
                 self._offer.display = name is not None
             case ContextUsed(used, limit):
                 self._meter_label.show(used, limit)

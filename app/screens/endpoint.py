@@ -18,6 +18,7 @@ from ..paths import Paths
 from ..remote import keys
 from ..remote.endpoint import Endpoint, Endpoints
 from ..text import one_line
+from .models import ConfirmScreen
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -31,24 +32,6 @@ _FIELDS = {
     "model": ("Model", "the server's name for it; Ctrl+T lists them"),
     "context": ("Context", "tokens; empty: as the server says"),
 }
-
-
-def entry(endpoint: Endpoint, current: str | None) -> Content:
-    """The endpoint's lines in the list of models; `current` is the name of the model in use."""
-    in_use = endpoint.name == current
-    figures = f"\n  {one_line(endpoint.model)} · {endpoint.host} · e edits it"
-    return Content.assemble(
-        ("● ", "$text-success") if in_use else "  ",
-        (endpoint.name, "bold"),
-        ("  in use", "$text-success") if in_use else "",
-        (figures, "$foreground 60%"),
-    )
-
-
-def forget(paths: Paths, name: str) -> None:
-    """Remove an endpoint and its key. Raises UserError."""
-    Endpoints(paths.endpoints).remove(name)
-    keys.forget(name)
 
 
 class EndpointScreen(ModalScreen[str | None]):
@@ -187,8 +170,6 @@ class EndpointScreen(ModalScreen[str | None]):
 
     async def _agrees(self, endpoint: Endpoint, key: SecretStr | None) -> bool:
         """Whether the key may go out, which is asked only where others could read it."""
-        from .models import ConfirmScreen
-
         if key is None or not endpoint.exposes_key:
             return True
         return bool(await self.app.push_screen_wait(ConfirmScreen(endpoint.exposure, "Send it")))

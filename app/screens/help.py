@@ -12,7 +12,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from .. import keymap
-from ..actions import ACTIONS, PROMPT_KEYS
+from ..actions import ACTIONS, PROMPT_KEYS, named
 
 
 class HelpScreen(ModalScreen[None]):
@@ -20,11 +20,7 @@ class HelpScreen(ModalScreen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,enter", "dismiss", "Close"),
-        *(
-            replace(each.binding, action="dismiss", description="")
-            for each in ACTIONS
-            if each.name == "app.help"
-        ),
+        replace(named("app.help").binding, action="dismiss", description=""),
     ]
 
     def compose(self) -> ComposeResult:

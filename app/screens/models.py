@@ -24,11 +24,11 @@ from ...models.errors import UserError
 from ...models.units import format_bytes, format_count
 from ..library import last_speed, not_converted, scan
 from ..paths import Paths
-from ..remote.endpoint import Endpoints
+from ..remote import keys
+from ..remote.endpoint import Endpoint, Endpoints
 from ..settings import Settings
 from ..text import one_line
 from ..widgets.status import bar
-from .endpoint import entry, forget
 
 if TYPE_CHECKING:  # imports torch, which takes seconds
     from ..fit import Fit
@@ -226,6 +226,7 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         self._models = {
             model.path.name: model for model in self._library.models if model.path.name not in self._endpoints
         }
+        self._speeds = {name: last_speed(model.path) for name, model in self._models.items()}
         self._parts = {f"part:{part.fingerprint}": part for part in parts(paths.models)}
         self._locals: dict[str, Local] = {}
         self._fits: dict[str, Fit] = {}
@@ -287,7 +288,7 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         words = wanted.lower().split()
         options = [Option(self._entry(model), name) for name, model in self._models.items()]
         options += [Option(_damaged(name), name) for name in self._library.damage]
-        options += [Option(entry(each, self._current), name) for name, each in self._endpoints.items()]
+        options += [Option(self._endpoint_entry(each), name) for name, each in self._endpoints.items()]
         options.sort(key=lambda option: (option.id or "").lower())
         options += [Option(_stopped(part), key) for key, part in self._parts.items()]
         options += [Option(_unconverted(local), key) for key, local in self._locals.items()]
@@ -329,7 +330,7 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         elif fit := self._fits.get(name):
             limit = f" with context {fit.context:,}" if fit.context < model.config.max_position else ""
             parts.append((f"fits{limit}", "") if fit.fits else ("does not fit", "$text-error"))
-        if speed := last_speed(model.path):
+        if speed := self._speeds[name]:
             parts.append((f"{speed:.1f} tok/s", ""))
         if model.config.vision:
             parts.append(("sees images", ""))
@@ -340,11 +341,13 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
             format_bytes(model.size),
             f"context {model.config.max_position:,}",
         )
-        mark = ("● ", "$text-success") if name == self._current else ("  ", "")
-        state = [item for part in parts for item in (("  ", ""), part)]
-        return Content.assemble(
-            mark, (name, "bold"), *state, ("\n  " + " · ".join(figures), "$foreground 60%")
-        )
+        return _line(name, " · ".join(figures), *parts, in_use=name == self._current)
+
+    def _endpoint_entry(self, endpoint: Endpoint) -> Content:
+        in_use = endpoint.name == self._current
+        states = [("in use", "$text-success")] if in_use else []
+        details = f"{endpoint.model} · {endpoint.host} · e edits it"
+        return _line(endpoint.name, details, *states, in_use=in_use)
 
     @on(Input.Changed, "#filter")
     def _filter(self) -> None:
@@ -433,7 +436,7 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
             )
         elif await self._confirm(f"Forget {name} and its key?", "Forget"):
             try:
-                await asyncio.to_thread(forget, self._paths, name)
+                await asyncio.to_thread(keys.remove, Endpoints(self._paths.endpoints), name)
             except UserError as error:
                 self.notify(str(error), severity="error", markup=False)
             else:
@@ -495,25 +498,28 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         return self._models.get(key or "")
 
 
-def _line(name: str, state: tuple[str, str], details: list[str]) -> Content:
-    return Content.assemble(
-        "  ",
-        (one_line(name), "bold"),
-        "  ",
-        state,
-        ("\n  " + one_line(" · ".join(details)), "$foreground 60%"),
-    )
+def _line(
+    name: str,
+    details: str,
+    *states: tuple[str, str],
+    in_use: bool = False,
+    style: str = "$foreground 60%",
+) -> Content:
+    """What the list says of one thing: its name and states, and the details below."""
+    mark = ("● ", "$text-success") if in_use else "  "
+    shown = [part for state in states for part in ("  ", state)]
+    return Content.assemble(mark, (one_line(name), "bold"), *shown, (f"\n  {one_line(details)}", style))
 
 
 def _stopped(part: Part) -> Content:
     state = (f"stopped at {part.done / part.total:.0%}: Enter goes on", "$text-warning")
-    return _line(part.name, state, [part.dtype, f"from {part.source}"])
+    return _line(part.name, f"{part.dtype} · from {part.source}", state)
 
 
 def _unconverted(local: Local) -> Content:
-    details = [local.family or "GGUF", format_bytes(local.size), local.repo or local.source]
-    return _line(local.name, ("not converted yet", "$text-warning"), details)
+    details = (local.family or "GGUF", format_bytes(local.size), local.repo or local.source)
+    return _line(local.name, " · ".join(details), ("not converted yet", "$text-warning"))
 
 
 def _damaged(name: str) -> Content:
-    return Content.assemble("  ", (name, "bold"), ("\n  damaged, cannot be loaded", "$text-error"))
+    return _line(name, "damaged, cannot be loaded", style="$text-error")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 from textual import on, work
@@ -133,7 +132,7 @@ class TokensScreen(ModalScreen[tuple[int, ...] | None]):
 
 def _line(token: Alternative, *, came: bool) -> Content:
     """A token, a bar as long as it is likely, and the figure; `came`: it is the one in the reply."""
-    share = math.exp(token.logprob)
+    share = probability(token)
     text = shown(token.text)
     eighths = round(share * BAR * 8)
     bar = _BLOCKS[8] * (eighths // 8) + _BLOCKS[eighths % 8].strip()

@@ -86,15 +86,15 @@ class ReplyMessage(Vertical):
         }[turn.status]
         parts = [Content.styled(inert(reason), style)] if reason else []
         if turn.status in ("stopped", "length", "error"):
-            offers = [_offer("Try again", "regenerate")]
+            offers = [offer("Try again", "regenerate")]
             if turn.has_begun:
-                offers.insert(0, _offer("Continue", "continue_reply"))
+                offers.insert(0, offer("Continue", "continue_reply"))
             parts.append(Content("   ").join(offers))
         between = "   " if turn.status == "stopped" else "\n"
         self._outcome.update(Content(between).join(parts))
         self._outcome.display = bool(parts)
 
 
-def _offer(label: str, action: str) -> Content:
+def offer(label: str, action: str) -> Content:
     """Something to click, with the key that does the same."""
     return Content.from_markup(f"[@click=screen.{action}]{label}[/] {keymap.key(action)}")

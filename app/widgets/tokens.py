@@ -18,7 +18,7 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from ...engine.events import TokenScore
+from ...engine.events import Alternative, TokenScore
 from ..text import visible
 
 LEVELS = (0.9, 0.5, 0.2, 0.05)
@@ -26,7 +26,7 @@ LEVELS = (0.9, 0.5, 0.2, 0.05)
 UNLIKELY = LEVELS[2]
 
 
-def probability(token: TokenScore) -> float:
+def probability(token: TokenScore | Alternative) -> float:
     return math.exp(token.logprob)
 
 

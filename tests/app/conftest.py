@@ -61,12 +61,12 @@ class Reply:
     """What the fake engine answers to one request; see FakeEngine.reply."""
 
     chunks: tuple[str, ...]
-    thinking: tuple[str, ...]
-    delay: float
-    reason: FinishReason
-    error: str | None
-    refuse: str | None
-    hold_after: int | None
+    thinking: tuple[str, ...] = ()
+    delay: float = 0.0
+    reason: FinishReason = "stop"
+    error: str | None = None
+    refuse: str | None = None
+    hold_after: int | None = None
 
 
 class FakeEngine(EngineThread):
@@ -160,9 +160,7 @@ class FakeEngine(EngineThread):
         self.requests.append(request)
         request_id = len(self.requests)
         self._cancels[request_id] = threading.Event()
-        reply = (
-            self._replies.popleft() if self._replies else Reply(("Fine.",), (), 0, "stop", None, None, None)
-        )
+        reply = self._replies.popleft() if self._replies else Reply(("Fine.",))
         self._start(self._play, request_id, request, reply, sink)
         return request_id
 

@@ -15,6 +15,7 @@ from PIL import Image as pillow
 from terminal_chat import TerminalChat
 
 from lite_llama.app import plain
+from lite_llama.app.bench.terminal import Terminal
 from lite_llama.converter import Cancelled, Done, Progress
 from lite_llama.models.checkpoint import Checkpoint
 from lite_llama.models.errors import UserError
@@ -324,21 +325,13 @@ sys.exit(plain.run(Paths(home, home), None, engine))
 
 
 def test_the_prompt_is_there_before_torch(home):
-    import pty
-
-    master, slave = pty.openpty()
     command = [sys.executable, "-c", PROMPT_FIRST, str(home)]
-    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=os.environ)
-    output = b""
-    while b"ENGINE torch=" not in output:
-        output += os.read(master, 1000)
-    while not output.endswith(b"\n"):
-        output += os.read(master, 1000)
-    assert re.search(rb"You: .*ENGINE torch=False", output, re.DOTALL)
-    os.write(master, b"\x04")
-    assert process.wait(20) == 0
-    os.close(slave)
-    os.close(master)
+    with Terminal(command, os.environ, 80, 24) as terminal:
+        terminal.wait_for("ENGINE torch=", 60)
+        terminal.wait_for("\n", 60, terminal.output.find(b"ENGINE torch="))
+        assert re.search(rb"You: .*ENGINE torch=False", terminal.output, re.DOTALL)
+        terminal.type("\x04")
+        assert terminal.wait(20) == 0
 
 
 def test_the_demo_model_answers_in_a_pipe(demo_model, paths):

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import termios
-import time
 
 import pytest
 from textual import events
@@ -16,6 +15,7 @@ from textual._xterm_parser import XTermParser
 from textual.widgets import TextArea
 
 from lite_llama.app import terminal
+from lite_llama.app.bench.terminal import Terminal
 from lite_llama.app.screens.settings import SettingsScreen
 from lite_llama.app.settings import Settings, SettingsStore
 from lite_llama.app.theme import DARK, LIGHT, THEMES, theme_for
@@ -146,19 +146,11 @@ def test_the_app_comes_up_without_true_colour(paths, make_model, term: str):
     environment |= {"LITE_LLAMA_HOME": str(paths.data), "TERM": "xterm" if term == "nocolor" else term}
     environment |= {"NO_COLOR": "1"} if term == "nocolor" else {}
     make_model("tiny")
-    pid, ours = pty.fork()
-    if pid == 0:
-        os.execve(sys.executable, [sys.executable, "-m", "lite_llama"], environment)
-    termios.tcsetwinsize(ours, (24, 80))
-    drawn, end, quitting = b"", time.monotonic() + 60, False
-    try:
-        while time.monotonic() < end:
-            drawn += os.read(ours, 65536)
-            if not quitting and b"Message" in drawn:
-                quitting = bool(os.write(ours, b"\x11"))
-    except OSError:  # the other side is closed
-        pass
-    assert os.waitpid(pid, 0)[1] == 0
+    with Terminal([sys.executable, "-m", "lite_llama"], environment, 80, 24) as program:
+        program.wait_for("Message", 60)
+        program.type("\x11")
+        assert program.wait(60) == 0
+        drawn = bytes(program.output)
     colours = set(re.findall(rb"\x1b\[[\d;]*?(38;2|38;5|3[0-7])[;m]", drawn))
     if term != "nocolor":
         assert b"38;2" not in colours
