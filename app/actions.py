@@ -46,6 +46,7 @@ ACTIONS = (
     Action("app.settings", "Settings", "sampling, prompt, device", "f2", "Settings", "/settings"),
     Action("app.models", "Models", "load another one, add one", "f3", "Models", "/model"),
     Action("app.images", "Images", "attach, look, remove", "f4", "Images", "/image"),
+    Action("app.compare", "Compare", "two models or settings, one prompt", "ctrl+s", "", "/compare"),
     Action("app.figures", "Figures", "speed and memory", "f9", "", "/figures"),
     Action("new_conversation", "New chat", "an empty conversation", "ctrl+n", "New", "/new"),
     Action("app.conversations", "Open chat", "or rename, delete one", "ctrl+o", "Open", "/open"),

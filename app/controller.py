@@ -417,6 +417,12 @@ class Controller:
     async def new_conversation(self) -> None:
         await self._show(Conversation(system_prompt=self.settings.system_prompt))
 
+    async def take_conversation(self, conversation: Conversation) -> None:
+        """Show a conversation that was written elsewhere in the app, and save it."""
+        await self.cancel()
+        await self._save(conversation, conversation.all_turns)
+        await self._show(conversation)
+
     async def open_conversation(self, conversation_id: str, turn_id: str | None = None) -> Turn | None:
         """Show a conversation, in the branch of that turn; returns the turn, None if it is not there."""
         await self.cancel()  # first, so that what is loaded is complete

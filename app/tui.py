@@ -25,7 +25,9 @@ from ..models.errors import UserError
 from ..models.units import format_bytes
 from . import clipboard, keymap, presets, terminal
 from .actions import ACTIONS, key_name, named
-from .controller import INTERNAL_ERROR, Controller, create_engine
+from .compare import Comparison
+from .compare_models import CompareModels
+from .controller import INTERNAL_ERROR, NO_MODEL, Controller, create_engine
 from .database import Turn, open_or_replace
 from .driver import TerminalDriver
 from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told, TurnChanged
@@ -90,6 +92,8 @@ class LiteLlamaApp(App[None]):
         super().__init__(driver_class=TerminalDriver)
         self.paths = paths
         self._wanted_model = model
+        self._create_engine = create_engine
+        self._comparison: Comparison | None = None
         self._store = SettingsStore(paths.settings)
         self._endpoints = Endpoints(paths.endpoints)
         self.controller = Controller(
@@ -152,6 +156,8 @@ class LiteLlamaApp(App[None]):
         if not self._ending:
             self._ending = True
             await self._remember_theme()
+            if self._comparison is not None:
+                await self._comparison.close()
             await self.controller.close()
             self.exit(return_code=code)
 
@@ -278,6 +284,35 @@ class LiteLlamaApp(App[None]):
             await self.controller.load_model(before)
         else:
             await self.controller.model_changed(name)
+
+    @work(group="dialog", exclusive=True)
+    async def action_compare(self) -> None:
+        from .screens.compare import CompareScreen
+
+        controller = self.controller
+        if controller.replying or controller.loading:
+            await self._told(
+                Told("The model is at work: wait for it, or stop it with Esc, before you compare.")
+            )
+            return
+        comparison = Comparison(controller, CompareModels(controller, self._create_engine, self._endpoints))
+        names = await comparison.models.names()
+        if not names:
+            await self._told(Told(NO_MODEL))
+            return
+        before, kept = controller.model_name if controller.model else None, None
+        self._comparison = comparison
+        try:
+            screen = CompareScreen(comparison, names, comparison.first_sides(names))
+            kept = await self.push_screen_wait(screen)
+        finally:
+            self._comparison = None
+            await comparison.close()
+        if kept is not None:
+            await controller.take_conversation(kept)
+        wanted = kept.model if kept else before
+        if wanted and (comparison.models.displaced or wanted != before):
+            await controller.load_model(wanted)
 
     # Dialogs
 
