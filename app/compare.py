@@ -113,7 +113,7 @@ class Comparison:
         self._conversation.add(self._replies[1])
         self.paces = [Pace(), Pace()]
         self._choose(0)
-        self._task = asyncio.create_task(self._answer_both(partial(_tell, tell)))
+        self._task = asyncio.create_task(self._run(partial(_tell, tell)))
         return user
 
     async def stop(self) -> None:
@@ -125,10 +125,12 @@ class Comparison:
         if self._task is not None:
             await asyncio.wait([self._task])
 
-    def keep(self, number: int) -> Conversation | None:
-        """The conversation, to go on with that side, and the other reply beside it; None without a reply."""
-        if not self._replies or not self._replies[number].has_begun:
-            return None
+    def can_keep(self, number: int) -> bool:
+        """Whether there is a reply, or a part of one, on that side."""
+        return bool(self._replies) and self._replies[number].has_begun
+
+    def keep(self, number: int) -> Conversation:
+        """The conversation, to go on with that side; the other reply stands beside it. `can_keep` it is."""
         self._choose(number)
         return self._conversation
 
@@ -150,13 +152,23 @@ class Comparison:
         conversation.overrides, conversation.model = overrides, side.model
         conversation.show(self._replies[number])
 
-    async def _answer_both(self, tell: Tell) -> None:
+    async def _run(self, tell: Tell) -> None:
+        left, right = partial(tell, 0), partial(tell, 1)
+        await left(TurnAdded(self._replies[0]))
+        await right(TurnAdded(self._replies[1]))
+        await self._save(left)
+        try:
+            await self._answer_both(left, right)
+        except Exception:
+            log.exception("the comparison failed")
+            for number, reply in enumerate(self._replies):
+                reply.status, reply.note = "error", INTERNAL_ERROR
+                await tell(number, TurnChanged(reply))
+        await self._take_back(left)
+
+    async def _answer_both(self, left: Listener, right: Listener) -> None:
         assert self._sides is not None
         names = [side.model for side in self._sides]
-        left, right = (partial(tell, number) for number in (0, 1))
-        for tell_side, reply in zip((left, right), self._replies, strict=True):
-            await tell_side(TurnAdded(reply))
-        await self._save(left)
         plan = await self.models.plan(names)
         await self.models.prepare(plan)
         if plan.at_once:
@@ -167,7 +179,6 @@ class Comparison:
         else:
             await self._answer(0, plan, left)
             await self._answer(1, plan, right)
-        await self._take_back(left)
 
     async def _answer(self, number: int, plan: Plan, tell: Listener) -> None:
         """One reply from start to end. Whatever happens, it ends with a final status, saved and told."""

@@ -8,7 +8,7 @@ room.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -82,29 +82,27 @@ class CompareModels:
 
     async def plan(self, names: Sequence[str]) -> Plan:
         """How two sides with these models, which may be one, are going to answer."""
-        names = list(dict.fromkeys(names))
         endpoints, _ = await asyncio.to_thread(self._endpoints.load)
-        here = [name for name in names if name not in endpoints]
-        drops = tuple(name for name in self._here if name not in names)
-        if len(here) == 2:
-            return await asyncio.to_thread(self._plan_two, here, drops)
-        if not here:
-            return Plan("Both at once, on servers.", at_once=True)
-        drops = () if self.has(here[0]) else drops
-        if len(names) == 2:
-            return Plan("Both at once: one of the two answers on a server.", at_once=True, drops=drops)
-        why = "Both at once, in the same steps of one model, which slows each."
-        return Plan(why, at_once=True, drops=drops)
+        return await asyncio.to_thread(self._plan, list(dict.fromkeys(names)), endpoints.keys())
 
-    def _plan_two(self, names: list[str], drops: tuple[str, ...]) -> Plan:
-        """For two models of this machine; `drops` are the others that are loaded."""
+    def _plan(self, names: Sequence[str], endpoints: Collection[str]) -> Plan:
+        here = [name for name in names if name not in endpoints]
+        others = tuple(name for name in self._here if name not in names)
+        missing = [name for name in here if not self.has(name)]
+        fit = not missing or self._fit(missing, ())  # beside all that is loaded
+        if len(here) < 2:
+            drops = () if fit else others
+            if len(names) == 2:
+                why = "Both at once, one of them on a server." if here else "Both at once, on servers."
+            elif here:
+                why = "Both at once, in the same steps of one model, which slows each."
+            else:
+                why = "Both at once, on one server."
+            return Plan(why, at_once=True, drops=drops)
         why = "In turn, so that each has the machine to itself; both stay loaded."
-        missing = [name for name in names if not self.has(name)]
-        if not missing:
-            return Plan(why)
-        if self._fit(missing, drops):
-            return Plan(why, drops=drops)
-        if self._fit(names, self._here, short=True):
+        if fit or self._fit(missing, others):
+            return Plan(why, drops=() if fit else others)
+        if self._fit(here, self._here, short=True):
             return Plan(why, drops=self._here, short=True)
         return Plan("In turn, each loaded for it: memory is too short for both at once.", reload=True)
 
@@ -198,9 +196,9 @@ class CompareModels:
             await asyncio.to_thread(engine.close)  # which waits for that
 
     async def close(self) -> None:
-        """Free all but the chat's model, if that is still as it was. No load may be in progress."""
+        """Free all but what is in the chat's engine in the place of its model. No load may be in progress."""
         for name in self._here:
-            if name != self._chat_model or self.displaced:
+            if self._held[name] is not self._engines[0] or self._chat_model is None:
                 await self._drop(name)
         self._held.clear()
         for remote in self._remotes:

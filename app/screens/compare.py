@@ -92,9 +92,9 @@ class CompareScreen(Screen[Conversation | None]):
 
     @work(exclusive=True, group="end")
     async def action_keep(self, number: int) -> None:
-        await self._comparison.stop()
-        if conversation := self._comparison.keep(number):
-            self.dismiss(conversation)
+        if self._comparison.can_keep(number):
+            await self._comparison.stop()
+            self.dismiss(self._comparison.keep(number))
         else:
             self.notify("There is no reply on that side to keep.")
 

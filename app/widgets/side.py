@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
 from textual.message import Message
 from textual.widgets import Select
 
@@ -25,6 +26,7 @@ from ..events import (
     TurnChanged,
 )
 from ..pace import Pace
+from ..text import one_line
 from .message import ReplyMessage
 from .telemetry import Telemetry
 
@@ -38,12 +40,8 @@ class SideView(Vertical):
 
     def __init__(self, side: Side, models: Sequence[str], presets: Sequence[str]) -> None:
         super().__init__()
-        self._model = Select(
-            [(name, name) for name in models], value=side.model, allow_blank=False, compact=True
-        )
-        self._preset = Select(
-            [(name, name) for name in presets], value=side.preset, allow_blank=False, compact=True
-        )
+        self._model = _select(models, side.model)
+        self._preset = _select(presets, side.preset)
         self._preset.add_class("preset")
         self._scroll = VerticalScroll(can_focus=False)
         self._reply: ReplyMessage | None = None
@@ -118,3 +116,8 @@ class SideView(Vertical):
     def scroll_reply(self, where: str) -> None:
         """`where`: page_up, page_down, home or end."""
         getattr(self._scroll, f"scroll_{where}")(animate=False)
+
+
+def _select(names: Sequence[str], chosen: str) -> Select[str]:
+    options = [(Content(one_line(name)), name) for name in names]
+    return Select(options, value=chosen, allow_blank=False, compact=True)

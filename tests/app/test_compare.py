@@ -1,6 +1,7 @@
 """Comparing without a screen: what is loaded where and when, what is answered at once, what is saved."""
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -21,10 +22,11 @@ PRESETS = {"greedy": {"temperature": 0.0}, "brief": {"max_gen_len": 5, "system_p
 class Bench:
     """A comparison with all that it told."""
 
-    def __init__(self, controller, second, endpoints):
+    def __init__(self, controller, engines, endpoints):
         self.controller = controller
         self.told = ([], [])
-        self.comparison = Comparison(controller, CompareModels(controller, lambda: second, endpoints))
+        models = CompareModels(controller, partial(next, iter(engines)), endpoints)
+        self.comparison = Comparison(controller, models)
 
     async def listen(self, number, event):
         self.told[number].append(event)
@@ -79,7 +81,14 @@ def memory(monkeypatch):
 
 
 @pytest.fixture
-async def bench(engine, second_engine, paths, make_model, memory):
+def third_engine(engine):
+    fake = type(engine)()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+async def bench(engine, second_engine, third_engine, paths, make_model, memory):
     """The chat has `tiny` loaded; `other` and `third` are there too."""
     for name in ("tiny", "other", "third"):
         make_model(name)
@@ -94,7 +103,7 @@ async def bench(engine, second_engine, paths, make_model, memory):
     engine.use("tiny")
     await controller.start_engine()
     await controller.model_changed("tiny")
-    made = Bench(controller, second_engine, endpoints)
+    made = Bench(controller, (second_engine, third_engine), endpoints)
     yield made
     await made.comparison.close()
     await controller.close()
@@ -184,8 +193,20 @@ async def test_the_chats_model_makes_room_when_it_is_not_compared(bench, engine,
     assert (loads(engine), loads(second_engine)) == ([("other", None)], [("third", None)])
     assert bench.comparison.models.displaced
     await bench.comparison.close()
-    assert engine.model is None
     assert second_engine.closed
+
+
+async def test_the_chats_model_stays_where_there_is_room_for_three(
+    bench, engine, second_engine, third_engine
+):
+    await bench.run(("other", "default"), ("third", "default"))
+    assert (loads(second_engine), loads(third_engine)) == ([("other", None)], [("third", None)])
+    await bench.run(("tiny", "default"), ("other", "default"))
+    assert engine.loads == []
+    await bench.comparison.close()
+    assert second_engine.closed
+    assert third_engine.closed
+    assert not bench.comparison.models.displaced
 
 
 async def test_both_are_loaded_with_a_shorter_context_where_that_leaves_room(
@@ -210,8 +231,6 @@ async def test_without_room_each_is_loaded_for_its_turn(bench, engine, second_en
     assert second_engine.loads == []
     assert [status for _, status in bench.replies] == ["complete", "complete"]
     assert bench.comparison.models.displaced
-    await bench.comparison.close()
-    assert engine.model is None
 
 
 async def test_stopping_keeps_what_there_is(bench, engine):
@@ -224,7 +243,7 @@ async def test_stopping_keeps_what_there_is(bench, engine):
     (stored,) = await bench.stored()
     assert [turn.text for turn in stored.all_turns] == ["Hi", "One"]  # what never began is left out
     assert bench.comparison.keep(0).leaf.text == "One"
-    assert bench.comparison.keep(1) is None
+    assert not bench.comparison.can_keep(1)
     assert not bench.of(0, PromptReturned)
 
 
@@ -248,7 +267,7 @@ async def test_one_side_fails_and_the_other_answers(bench, engine, second_engine
     (stored,) = await bench.stored()
     assert [turn.text for turn in stored.turns] == ["Hi", "Fine."]
     assert stored.model == "tiny"
-    assert bench.comparison.keep(0) is None
+    assert not bench.comparison.can_keep(0)
 
 
 async def test_an_engine_that_fails_in_mid_answer_is_told_of(bench, engine):
@@ -274,6 +293,17 @@ async def test_what_cannot_be_saved_is_told_once_and_answered(bench, engine, mon
     assert bench.replies == [("Fine.", "complete"), ("Fine.", "complete")]
 
 
+async def test_a_fault_of_ours_is_told_on_both_sides(bench, monkeypatch, caplog):
+    async def broken(_):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(bench.comparison.models, "plan", broken)
+    await bench.run(("tiny", "default"), ("tiny", "greedy"))
+    assert bench.replies == [("", "error"), ("", "error")]
+    assert [event.text for event in bench.of(0, PromptReturned)] == ["Hi"]
+    caplog.clear()
+
+
 async def test_closing_in_mid_answer_stops_and_saves(bench, engine):
     engine.reply("One", " two", hold_after=1)
     engine.reply("Three", " four", hold_after=1)
@@ -291,7 +321,7 @@ async def test_a_server_answers_at_once_beside_a_model_here(bench, engine):
     bench.controller._endpoints.save(Endpoint("cluster", "http://127.0.0.1:1/v1", "big"))
     assert await bench.comparison.models.names() == ["other", "third", "tiny", "cluster"]
     assert "on a server" in await bench.why("tiny", "cluster")
-    assert "on servers" in await bench.why("cluster", "cluster")
+    assert "on one server" in await bench.why("cluster", "cluster")
     await bench.run(("cluster", "default"), ("tiny", "default"))
     assert bench.replies == [("", "error"), ("Fine.", "complete")]  # nobody listens on that port
     assert "127.0.0.1:1" in bench.of(0, TurnChanged)[-1].turn.note

@@ -202,6 +202,27 @@ async def test_the_chats_model_is_put_back(compare, engine, monkeypatch):
         assert c.app.settings.model == "tiny"
 
 
+async def test_a_kept_model_that_no_longer_loads_leaves_the_chats_own(compare, engine, monkeypatch):
+    monkeypatch.setattr("lite_llama.engine.memory.available_memory", lambda _: -(10**9))
+    async with compare() as c:
+        await c.ask("Hello?")
+        engine.unloadable["other"] = "other is damaged: convert it again."
+        await c.pilot.press("ctrl+r")
+        await c.closed()
+        assert c.chat.notices() == ["other: other is damaged: convert it again. Going back to tiny."]
+        assert c.app.controller.model.name == "tiny"
+        assert c.chat.shown() == ["Hello?", "Fine."]
+
+
+@pytest.mark.parametrize("size", [(20, 5), (50, 20)])
+async def test_it_bears_a_small_terminal(compare, engine, size):
+    async with compare() as c:
+        await c.pilot.resize_terminal(*size)
+        await c.ask("Hello?")
+        await c.pilot.resize_terminal(80, 24)
+        await c.until(lambda: all("first token" in figures for figures in c.figures()))
+
+
 async def test_it_opens_by_command_and_waits_for_the_chats_reply(compare, engine):
     async with compare() as c:
         await c.pilot.press("escape")

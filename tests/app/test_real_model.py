@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image as pillow
 from textual import events
-from textual.widgets import OptionList
+from textual.widgets import OptionList, Select
 
 from lite_llama.app.ask import answer
 from lite_llama.app.screens.tokens import TokensScreen
@@ -14,6 +14,7 @@ from lite_llama.app.tui import LiteLlamaApp
 from lite_llama.app.widgets.attachments import AttachedChip, Chip
 from lite_llama.app.widgets.message import UserMessage
 from lite_llama.app.widgets.prompt import PromptInput
+from lite_llama.app.widgets.side import SideView
 from lite_llama.app.widgets.tokens import TokenText
 from lite_llama.converter import Done, convert
 from lite_llama.engine.images import read_image
@@ -94,6 +95,47 @@ async def test_another_token_is_chosen_and_the_reply_goes_on_from_it(demo_model,
         token = (await look_at_tokens(app, pilot, until))[at]
         assert token.id == other.id
         assert token.logprob == pytest.approx(other.logprob, abs=0.05)  # in bf16
+
+
+async def test_one_prompt_is_answered_with_two_settings_at_once(demo_model, paths, until):
+    paths.models.mkdir(parents=True)
+    (paths.models / "demo").symlink_to(demo_model)
+    paths.settings.write_text(
+        'max_gen_len = 80\ndevice = "cpu"\nseed = 1\n[presets.greedy]\ntemperature = 0.0\n'
+        "[presets.hot]\ntemperature = 1.5\ntop_p = 1.0\n"
+    )
+    question = "Write a long story about a llama."
+    async with running(paths) as (app, pilot):
+        await until(pilot, lambda: app.controller.model, 120)
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: app.screen.query("SideView Select"))
+        sides = list(app.screen.query(SideView))
+        for side, preset in zip(sides, ("greedy", "hot"), strict=True):
+            side.query(Select).last().value = preset
+        most = 0
+
+        def ended():
+            nonlocal most
+            most = max(most, app.controller.engine.figures.running)
+            return not comparison.running
+
+        comparison = app._comparison
+        app.screen.query_one(PromptInput).text = question
+        await pilot.press("enter")
+        await until(pilot, lambda: comparison._replies)
+        await until(pilot, ended, 120)
+        assert most == 2  # requests in one engine
+        left, right = comparison._replies
+        params = SamplingParams(temperature=0, max_new_tokens=80)
+        alone = answer(
+            app.controller.engine, GenerationRequest((Message("user", question),), params), str, str
+        )
+        assert left.text == alone.text
+        assert right.text not in ("", left.text)
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: app.controller.last_reply)
+        assert app.controller.last_reply.text == left.text
+        assert app.controller.conversation.overrides == {"temperature": 0.0}
 
 
 @pytest.fixture(scope="session")
