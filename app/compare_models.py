@@ -129,6 +129,8 @@ class CompareModels:
         """The engine with this model, loaded if need be. Raises UserError when that fails or is stopped."""
         async with self._one_load:
             if not self.has(name):
+                if name in self._held:  # its engine had to drop it
+                    await self._drop(name)
                 await self._load(name, plan, tell)
             return self._held[name]
 
@@ -187,6 +189,8 @@ class CompareModels:
     async def _drop(self, name: str) -> None:
         """Free a model of this machine, so that what is loaded next finds its memory free."""
         engine = self._held.pop(name)
+        if engine in self._remotes:
+            return
         if name == self._chat_model:
             self.displaced = True
         if engine is self._engines[0]:
@@ -196,11 +200,11 @@ class CompareModels:
             await asyncio.to_thread(engine.close)  # which waits for that
 
     async def close(self) -> None:
-        """Free all but what is in the chat's engine in the place of its model. No load may be in progress."""
-        for name in self._here:
-            if self._held[name] is not self._engines[0] or self._chat_model is None:
-                await self._drop(name)
+        """Free all but the chat's model, or what is in its place now. No load may be in progress."""
+        if self._engines and self._chat_model is None:
+            self._engines[0].unload()
+        for engine in (*self._engines[1:], *self._remotes):
+            await asyncio.to_thread(engine.close)
         self._held.clear()
-        for remote in self._remotes:
-            await asyncio.to_thread(remote.close)
+        self._engines.clear()
         self._remotes.clear()

@@ -14,7 +14,6 @@ from textual.screen import Screen
 from textual.widgets import Footer, Static
 
 from ..compare import Comparison, Side
-from ..controller import STILL_WRITING
 from ..database import Conversation
 from ..events import ControllerEvent, PromptReturned, Told, TurnAdded
 from ..text import one_line
@@ -67,7 +66,7 @@ class CompareScreen(Screen[Conversation | None]):
     @on(PromptInput.Submitted)
     async def _submit(self, event: PromptInput.Submitted) -> None:
         if self._comparison.running:
-            self.notify(STILL_WRITING, severity="warning")
+            self.notify("The replies are still being written: wait, or stop them with Esc.")
         elif event.text:
             self._prompt.sent(event.text)
             left, right = (view.side for view in self._sides)

@@ -10,8 +10,10 @@ from lite_llama.app.compare_models import SHORT_CONTEXT, CompareModels
 from lite_llama.app.controller import Controller
 from lite_llama.app.database import Database
 from lite_llama.app.events import PromptReturned, TextAdded, Told, TurnAdded, TurnChanged
+from lite_llama.app.fit import fit_together
 from lite_llama.app.remote.endpoint import Endpoint, Endpoints
 from lite_llama.app.settings import Settings
+from lite_llama.engine.thread import LoadOptions
 from lite_llama.models.errors import UserError
 
 ROOM, SQUEEZED, NONE_AT_ALL = 10**9, 0, -(10**9)
@@ -233,6 +235,22 @@ async def test_without_room_each_is_loaded_for_its_turn(bench, engine, second_en
     assert bench.comparison.models.displaced
 
 
+async def test_two_that_fit_alone_need_not_fit_together(paths, make_model, memory):
+    loads = [LoadOptions(make_model(name)) for name in ("tiny", "other")]
+    memory(2_000_000)
+    assert [fit_together([load], 0) for load in loads] == [True, True]
+    assert not fit_together(loads, 0)
+    assert fit_together(loads, 5_000_000)
+    assert not fit_together([LoadOptions(paths.models / "gone")], 0)
+
+
+async def test_a_model_that_its_engine_had_to_drop_is_loaded_again(bench, engine):
+    engine.unload()
+    await bench.run(("tiny", "default"), ("tiny", "greedy"))
+    assert loads(engine) == [("tiny", None)]
+    assert bench.replies == [("Fine.", "complete"), ("Fine.", "complete")]
+
+
 async def test_stopping_keeps_what_there_is(bench, engine):
     engine.reply("One", " two", hold_after=1)
     engine.reply("Three", hold_after=0)
@@ -262,6 +280,8 @@ async def test_stopping_a_load_gives_the_prompt_back(bench, engine, second_engin
 async def test_one_side_fails_and_the_other_answers(bench, engine, second_engine):
     second_engine.unloadable["other"] = "other is damaged: convert it again."
     await bench.run(("other", "default"), ("tiny", "default"))
+    await bench.comparison.close()
+    assert second_engine.closed
     assert bench.replies == [("", "error"), ("Fine.", "complete")]
     assert bench.of(0, TurnChanged)[-1].turn.note == "other is damaged: convert it again."
     (stored,) = await bench.stored()

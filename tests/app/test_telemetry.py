@@ -135,6 +135,29 @@ async def test_what_does_not_fit_is_left_out_from_the_end(width):
         assert ("KV" in shown) == (width >= 75)
 
 
+async def test_figures_go_on_in_further_lines_where_there_are_some():
+    class Host(App):
+        CSS = "Telemetry { width: 26; height: 3; }"
+
+        def compose(self):
+            yield Telemetry()
+
+    app = Host()
+    async with app.run_test(size=(30, 5)) as pilot:
+        telemetry = app.query_one(Telemetry)
+        telemetry.show_usage(Usage(60, 48, 45, 0.25, 20.0, 2.5, 7))
+        telemetry.show_also("363 MB of memory")
+        await pilot.pause()
+        assert str(telemetry.render()).splitlines() == [
+            "45 tokens · 20.0 tok/s",
+            "first token 0.25 s",
+            "48 reused",
+        ]
+        telemetry.styles.height = 4
+        await pilot.pause()
+        assert str(telemetry.render()).splitlines()[3:] == ["363 MB of memory"]
+
+
 async def test_the_machine_is_sampled_off_the_event_loop(make_app, engine, until, monkeypatch):
     threads = []
 
