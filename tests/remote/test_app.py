@@ -17,11 +17,13 @@ from lite_llama.app.remote.client import ServedModel
 from lite_llama.app.remote.endpoint import Endpoint, Endpoints
 from lite_llama.app.remote.engine import _info
 from lite_llama.app.screens.chat import ChatScreen
+from lite_llama.app.screens.compare import CompareScreen
 from lite_llama.app.screens.endpoint import EndpointScreen
 from lite_llama.app.screens.figures import FiguresScreen
 from lite_llama.app.screens.models import ConfirmScreen, ModelScreen
 from lite_llama.app.tui import LiteLlamaApp
 from lite_llama.app.widgets.prompt import PromptInput
+from lite_llama.app.widgets.side import SideView
 
 CAPITAL = "What is the capital of France?"
 
@@ -353,3 +355,27 @@ def test_endpoints_look_as_accepted(snap_compare, paths, until, monkeypatch, sta
         await pilot.pause()
 
     assert snap_compare(app, terminal_size=size, run_before=come_there)
+
+
+async def test_two_endpoints_are_compared_and_one_is_gone_on_with(connected, server, paths, until):
+    app = connected(server, "vllm")
+    Endpoints(paths.endpoints).save(Endpoint("second", server.url, "ollama"))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(app, pilot, until)
+        await pilot.press("ctrl+s")
+        await until(pilot, is_on(app, CompareScreen))
+        plan = app.screen.query_one("#plan", Static)
+        await until(pilot, lambda: "Both at once, on servers." in str(plan.render()))
+        app.screen.query_one(PromptInput).text = CAPITAL
+        await pilot.press("enter")
+        sides = list(app.screen.query(SideView))
+
+        def figures(side):
+            return str(side.query_one("#telemetry", Static).render())
+
+        await until(pilot, lambda: all("timed here" in figures(side) for side in sides))
+        assert all("memory elsewhere" in figures(side) for side in sides)
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: app.controller.model_name == "second")
+        assert app.controller.last_reply.text
+        assert app.controller.conversation.model == "second"
