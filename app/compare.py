@@ -7,13 +7,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..engine.request import GenerationRequest, Message
 from ..models.errors import UserError
-from . import presets
+from . import presets, tree
 from .compare_models import CompareModels, Plan
 from .controller import CLOSE_TIMEOUT_S, INTERNAL_ERROR, Controller
 from .database import Conversation, Turn
@@ -111,8 +111,8 @@ class Comparison:
         self._conversation = Conversation(title_of(prompt), turns=[user, self._replies[0]])
         self._conversation.show(user)
         self._conversation.add(self._replies[1])
+        self._conversation = self._as(0)
         self.paces = [Pace(), Pace()]
-        self._choose(0)
         self._task = asyncio.create_task(self._run(partial(_tell, tell)))
         return user
 
@@ -130,9 +130,8 @@ class Comparison:
         return bool(self._replies) and self._replies[number].has_begun
 
     def keep(self, number: int) -> Conversation:
-        """The conversation, to go on with that side; the other reply stands beside it. `can_keep` it is."""
-        self._choose(number)
-        return self._conversation
+        """The conversation, to go on with that side; the other reply stands beside it. See `can_keep`."""
+        return self._as(number)
 
     async def close(self) -> None:
         """Stop, and free what was loaded for it."""
@@ -143,14 +142,18 @@ class Comparison:
             await asyncio.wait([self._task])
         await self.models.close()
 
-    def _choose(self, number: int) -> None:
-        """Have the conversation show that side's reply, and go on with its model and settings."""
+    def _as(self, number: int) -> Conversation:
+        """The conversation with that side's reply, model and settings."""
         assert self._sides is not None
-        side, conversation = self._sides[number], self._conversation
+        side, turns = self._sides[number], self._conversation.all_turns
         overrides = self._own_settings(side)
-        conversation.system_prompt = overrides.pop("system_prompt", self._controller.settings.system_prompt)
-        conversation.overrides, conversation.model = overrides, side.model
-        conversation.show(self._replies[number])
+        return replace(
+            self._conversation,
+            model=side.model,
+            system_prompt=overrides.pop("system_prompt", self._controller.settings.system_prompt),
+            overrides=overrides,
+            turns=tree.path(turns, self._replies[number]),
+        )
 
     async def _run(self, tell: Tell) -> None:
         left, right = partial(tell, 0), partial(tell, 1)
@@ -211,10 +214,11 @@ class Comparison:
         if model is None:  # the engine had to drop it
             raise UserError(f"{side.model} is no longer loaded: send the prompt again.")
         await tell(ModelReady(side.model, model))
-        settings = self._controller.settings.model_copy(update=self._own_settings(side))
-        prompt = Message("user", self._conversation.turns[0].text)
-        system = [Message("system", settings.system_prompt)] if settings.system_prompt.strip() else []
-        params, inbox = settings.sampling_params(model.defaults), Inbox()
+        conversation, inbox = self._as(number), Inbox()
+        settings = self._controller.settings.model_copy(update=conversation.overrides)
+        prompt = Message("user", conversation.turns[0].text)
+        system = [Message("system", text)] if (text := conversation.system_prompt).strip() else []
+        params = settings.sampling_params(model.defaults)
         request = GenerationRequest((*system, prompt), params, thinking=settings.think)
         request_id = engine.submit(request, inbox.sink)
         self._running[number] = partial(engine.cancel, request_id)
@@ -236,17 +240,17 @@ class Comparison:
 
     async def _take_back(self, tell: Listener) -> None:
         """Leave out of the conversation what never began; without any reply, there is none."""
-        conversation, turns = self._conversation, self._conversation.all_turns
+        turns = self._conversation.all_turns
         begun = [number for number, reply in enumerate(self._replies) if reply.has_begun]
         if len(begun) == len(self._replies):
             return
         gone = [reply for reply in self._replies if not reply.has_begun] if begun else list(turns)
-        conversation.all_turns = [turn for turn in turns if turn not in gone]
+        self._conversation.all_turns = [turn for turn in turns if turn not in gone]
         if begun:
-            self._choose(begun[0])
+            self._conversation = self._as(begun[0])
             await self._save(tell)
         try:
-            await self._controller.database.remove_turns(conversation, gone)
+            await self._controller.database.remove_turns(self._conversation, gone)
         except UserError as error:
             await tell(Told(str(error), "error"))
         if not begun:
