@@ -161,7 +161,7 @@ class Commands:
             chat.load(chat.controller.load_model(name))
             return
         for place, (name, remarks) in enumerate(described.items(), start=1):
-            loaded = ["loaded"] if chat.controller.model_name == name else []
+            loaded = ["loaded"] if chat.controller.loader.name == name else []
             chat.printer.say(f"{place}. {name}: {', '.join([*remarks, *loaded])}")
         chat.printer.say("/model 1 loads the first.")
 

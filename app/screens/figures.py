@@ -56,7 +56,7 @@ class FiguresScreen(ModalScreen[None]):
         load, engine = await self._load()
         lines = [
             Content.assemble((f"{name:<10}", "$text-primary"), text)
-            for name, text in _now(self._controller.model, load, engine)
+            for name, text in _now(self._controller.loader.model, load, engine)
         ]
         self.query_one("#now", Static).update(Content("\n").join(lines))
 

@@ -69,7 +69,7 @@ class ImagesScreen(ModalScreen[None]):
 
     def _fill(self) -> None:
         """Show the attachments as they are now; the cursor stays, or goes to the one that was added."""
-        items, model = self._chat.attachments.items, self._chat.controller.model
+        items, model = self._chat.attachments.items, self._chat.controller.loader.model
         grown, line = len(items) > self._list.option_count, self._list.highlighted or 0
         cost = f" · {format_tokens(model.image_tokens)}" if model and model.sees_images else ""
         details = [f"  {size_in_words(item)}{cost}" for item in items]

@@ -95,7 +95,7 @@ def chat(make_app, until):
         async def __aenter__(self):
             self._run = self.app.run_test(size=self.size)
             running = Chat(self.app, await self._run.__aenter__(), until)
-            await running.until(lambda: not running.controller.loading)
+            await running.until(lambda: not running.controller.loader.loading)
             return running
 
         async def __aexit__(self, *error):
@@ -450,7 +450,7 @@ async def test_a_model_that_sees_is_offered_and_the_message_kept(chat, draw, eng
             "Stay with blind",
         ]
         await c.pilot.press("enter")
-        await c.until(lambda: c.controller.model and c.controller.model.name == "llava-1.5-7b")
+        await c.until(lambda: c.controller.loader.model and c.controller.loader.model.name == "llava-1.5-7b")
         await c.until(lambda: c.chips() == [["cat.png", "40 x 30", "576 tokens"]])
         assert c.prompt.text == "What is this?"
         await c.pilot.press("enter")
@@ -506,7 +506,7 @@ async def test_another_model_goes_on_without_earlier_images_and_says_so(chat, dr
         await c.attach(draw())
         await c.ask("What is this?")
         await c.controller.load_model("text-only")
-        await c.until(lambda: c.controller.model and c.controller.model.name == "text-only")
+        await c.until(lambda: c.controller.loader.model and c.controller.loader.model.name == "text-only")
         await c.until(lambda: " 12 / 2,048" in c.context())
         await c.ask("And what is 1 + 1?")
         assert answered(engine) == [[], [], []]

@@ -159,7 +159,7 @@ async def test_a_reopened_chat_offers_its_model(chat, engine, make_model):
         await c.until(lambda: c.app.screen.query_one("#offer").display)
         assert c.text_of("#offer") == "This chat was with tiny   use it again Ctrl+L"
         await c.pilot.press("ctrl+l")
-        await c.until(lambda: c.app.controller.model_name == "tiny" and not c.app.controller.loading)
+        await c.until(lambda: c.app.controller.loader.name == "tiny" and not c.app.controller.loader.loading)
         await c.until(lambda: not c.app.screen.query_one("#offer").display)
 
 

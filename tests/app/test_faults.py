@@ -77,11 +77,11 @@ def real(tiny, paths, until):
         try:
             async with app.run_test() as pilot:
                 chat = RealChat(app, pilot, until)
-                await chat.until(lambda: chat.controller.model)
+                await chat.until(lambda: chat.controller.loader.model)
                 yield chat
         finally:
-            if app.controller.engine is not None:
-                app.controller.engine.close()
+            if app.controller.loader.engine is not None:
+                app.controller.loader.engine.close()
 
     return run
 
@@ -138,11 +138,11 @@ async def test_an_engine_thread_that_would_end_says_so_and_takes_the_model_again
         assert (reply.status, "load it again" in reply.note) == ("error", True)
         assert reply.text
         assert stored(paths)[-1] == (reply.text, "error")
-        assert c.controller.model is None
+        assert c.controller.loader.model is None
         await c.send("Again")
         await c.until(lambda: "No model is loaded" in c.notices())
         await c.controller.load_model("tiny")
-        await c.until(lambda: c.controller.model)
+        await c.until(lambda: c.controller.loader.model)
         assert (await c.ask("Once more")).status in ("complete", "length")
 
 
@@ -166,9 +166,9 @@ async def test_a_model_deleted_under_a_chat_answers_to_its_end_and_is_missed_at_
         assert c.controller.last_reply.status in ("complete", "length")
         assert (await c.ask("Again")).status in ("complete", "length")
         await c.controller.load_model("tiny")
-        await c.until(lambda: not c.controller.loading)
+        await c.until(lambda: not c.controller.loader.loading)
         await c.until(lambda: "tiny" in c.notices())
-        assert c.controller.model is None
+        assert c.controller.loader.model is None
         assert stored(paths)[-1][1] in ("complete", "length")
 
 

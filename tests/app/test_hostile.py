@@ -143,7 +143,7 @@ async def test_names_titles_thinking_and_errors_are_inert_too(make_app, engine, 
     engine.reply(EVIL, error=EVIL)
     app = make_app()
     async with app.run_test(size=(100, 40)) as pilot:
-        await until(pilot, lambda: app.controller.model)
+        await until(pilot, lambda: app.controller.loader.model)
         app.query_one(Header).show_model(replace(engine.model, name=EVIL, device_name=EVIL))
         for _ in range(2):
             await app.controller.send(EVIL)
@@ -165,7 +165,7 @@ async def test_markup_of_a_reply_is_text_and_its_actions_do_not_run(make_app, en
     engine.reply(f"{MARKUP}\n\n{LINKS}")
     app = make_app()
     async with app.run_test(size=(140, 30)) as pilot:
-        await until(pilot, lambda: app.controller.model)
+        await until(pilot, lambda: app.controller.loader.model)
         await app.controller.send(MARKUP)
         await until(pilot, lambda: not app.controller.replying)
         await pilot.pause()

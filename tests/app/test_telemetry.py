@@ -152,7 +152,7 @@ async def test_the_machine_is_sampled_off_the_event_loop(make_app, engine, until
 async def test_the_panel_shows_the_last_replies_of_all_conversations(make_app, engine, until):
     app = make_app()
     async with app.run_test(size=(100, 40)) as pilot:
-        await until(pilot, lambda: app.controller.model)
+        await until(pilot, lambda: app.controller.loader.model)
         for question in ("one two three", "four"):
             await app.controller.new_conversation()
             engine.reply("a", "b", "c")
