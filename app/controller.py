@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 from ..engine.events import Event, Failed, Finished, ModelInfo, Thinking
 from ..engine.request import Message
 from ..models.errors import UserError
-from . import exchange, tree
+from . import tree
+from .archive import Archive
 from .attachments import Attachment, images_of
-from .database import Conversation, Database, Hit, PastReply, Summary, Turn
+from .conversation import Conversation, Turn
+from .database import Database
 from .events import (
     BranchShown,
     CannotSee,
@@ -61,7 +63,6 @@ log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 5.0
 KNOWN_PROMPTS = 500
-FOUND_TURNS = 100
 STILL_WRITING = "The last reply is still being written: wait, or stop it with /stop."
 NO_MODEL = "No model is loaded: choose one with /model."
 
@@ -69,7 +70,7 @@ NO_MODEL = "No model is loaded: choose one with /model."
 class Controller:
     """One conversation at a time; `tell` is awaited with each event, in order. `start` comes first."""
 
-    database: Database
+    archive: Archive
 
     def __init__(
         self,
@@ -92,7 +93,6 @@ class Controller:
         self._request_id: int | None = None
         self.pace = Pace()
         """Of the reply being written, or of the last one."""
-        self._saving_failed = False
         self._open = False
 
     # State
@@ -120,19 +120,19 @@ class Controller:
 
     async def start(self, database: Database) -> None:
         """Use this database, and show the conversation that a crash cut off, or an empty one."""
-        self.database = database
+        self.archive = Archive(database, self._tell)
         self._open = True
-        async with self._telling():
-            if interrupted := await self.database.recover():
-                self.conversation = await self.database.load(interrupted)
+        async with self.archive.telling():
+            if interrupted := await database.recover():
+                self.conversation = await database.load(interrupted)
                 await self._tell(
                     Told("The last reply was cut off when the program ended: you can continue it.")
                 )
         self._paused = True
         await self._tell_shown()
-        async with self._telling():
-            await self.database.purge()
-            prompts = await self.database.prompts(KNOWN_PROMPTS)
+        async with self.archive.telling():
+            await database.purge()
+            prompts = await database.prompts(KNOWN_PROMPTS)
             await self._tell(PromptsKnown(tuple(prompts)))
 
     async def _tell_shown(self) -> None:
@@ -172,7 +172,7 @@ class Controller:
             await asyncio.gather(self._reply, return_exceptions=True)
         await self.loader.close()
         await self._meter.close()
-        await self.database.close()
+        await self.archive.database.close()
 
     # The model
 
@@ -190,8 +190,8 @@ class Controller:
         """The directory `name` is called `new_name` now: conversations go on with it."""
         if self.conversation.model == name:
             self.conversation.model = new_name
-        async with self._telling():
-            await self.database.rename_model(name, new_name)
+        async with self.archive.telling() as database:
+            await database.rename_model(name, new_name)
         await self.loader.renamed(name, new_name)
 
     async def free_engine(self) -> None:
@@ -255,7 +255,7 @@ class Controller:
 
     async def _save_head(self) -> None:
         if self.conversation.turns:  # else it is saved with its first turn
-            await self._save(self.conversation, [])
+            await self.archive.save(self.conversation, [])
 
     def set_draft(self, text: str, images: Sequence[Attachment] = ()) -> None:
         """What the input holds, counted with the conversation's tokens."""
@@ -270,60 +270,26 @@ class Controller:
     async def open_conversation(self, conversation_id: str, turn_id: str | None = None) -> Turn | None:
         """Show a conversation, in the branch of that turn; returns the turn, None if it is not there."""
         await self.cancel()  # first, so that what is loaded is complete
-        async with self._telling():
-            conversation = await self.database.load(conversation_id)
+        async with self.archive.telling() as database:
+            conversation = await database.load(conversation_id)
             turn = next((turn for turn in conversation.all_turns if turn.id == turn_id), None)
             if turn is not None and turn not in conversation.turns:
                 conversation.show(tree.newest_leaf(conversation.all_turns, turn))
-                await self.database.save_branch(conversation)
+                await database.save_branch(conversation)
             await self._show(conversation)
             return turn
         return None
 
-    async def summaries(self) -> list[Summary]:
-        """All saved conversations in the list's order; none when they cannot be read."""
-        async with self._telling():
-            return await self.database.summaries()
-        return []
-
-    async def search(self, text: str) -> list[Hit]:
-        """The turns of all conversations in which these words are found."""
-        async with self._telling():
-            return await self.database.search(text, FOUND_TURNS)
-        return []
-
-    async def past_replies(self, count: int) -> list[PastReply]:
-        """How the last replies of all conversations went, newest first; none when they cannot be read."""
-        async with self._telling():
-            return await self.database.past_replies(count)
-        return []
-
-    async def pin_conversation(self, conversation_id: str, pinned: bool) -> None:
-        async with self._telling():
-            await self.database.pin(conversation_id, pinned)
-
-    async def restore_conversation(self, conversation_id: str) -> None:
-        """Undo `delete_conversation`."""
-        async with self._telling():
-            await self.database.restore(conversation_id)
-
     async def export_conversation(self, path: Path | None) -> None:
-        """Write the conversation to a new file, by default a Markdown file in the current directory."""
-        conversation = self.conversation
-        if not conversation.turns:
+        """Write the conversation to a new file; see Archive.write_file."""
+        if self.conversation.turns:
+            await self.archive.write_file(path, self.conversation)
+        else:
             await self._tell(Told("There is nothing to export yet."))
-            return
-        path = (path or Path(f"{exchange.file_name(conversation)}.md")).expanduser()
-        async with self._telling():
-            await asyncio.to_thread(exchange.write, path, [conversation])
-            await self._tell(Told(f"Exported to {path}.", "information"))
 
     async def import_conversations(self, path: Path) -> None:
         """Add the conversations of an exported file, and show the first of them."""
-        async with self._telling():
-            imported = await asyncio.to_thread(exchange.read, path.expanduser())
-            for conversation in imported:
-                await self.database.save(conversation, conversation.all_turns)
+        if imported := await self.archive.read_file(path):
             await self.open_conversation(imported[0].id)
             await self._tell(Told(f"Imported from {path}.", "information"))
 
@@ -350,14 +316,14 @@ class Controller:
         if conversation_id == self.conversation.id:
             self.conversation.title = title
             await self._tell(TitleChanged(title))
-        async with self._telling():
-            await self.database.rename(conversation_id, title)
+        async with self.archive.telling() as database:
+            await database.rename(conversation_id, title)
 
     async def delete_conversation(self, conversation_id: str) -> None:
         if conversation_id == self.conversation.id:
             await self.new_conversation()
-        async with self._telling():
-            await self.database.delete(conversation_id)
+        async with self.archive.telling() as database:
+            await database.delete(conversation_id)
 
     async def _show(self, conversation: Conversation) -> None:
         await self.cancel()
@@ -413,7 +379,7 @@ class Controller:
 
     async def _queue_changed(self) -> None:
         await self._tell_queue()
-        await self._save(self.conversation, [])
+        await self.archive.save(self.conversation, [])
 
     async def _tell_queue(self) -> None:
         await self._tell(QueueChanged(tuple(self.conversation.queue), self._paused))
@@ -437,7 +403,7 @@ class Controller:
             await self._restart(turn, keep=False)
         elif not await self._refuses():
             leaf = self.conversation.leaf
-            self._cut(turn, keep=turn.role == "user")
+            self.conversation.cut(turn, keep=turn.role == "user")
             reply = Turn("assistant", "", "streaming", token_ids=begin)
             self.conversation.add(reply)
             await self._tell(BranchShown(self.conversation))
@@ -465,7 +431,7 @@ class Controller:
             await self._tell(PromptReturned(text, turn))
             return
         conversation, leaf = self.conversation, self.conversation.leaf
-        self._cut(turn, keep=False)
+        self.conversation.cut(turn, keep=False)
         edited = Turn(turn.role, text, images=turn.images)
         conversation.add(edited)
         if answered:
@@ -475,7 +441,7 @@ class Controller:
             self._start(reply, _Undo(leaf=leaf, added=(edited, reply), prompt=PromptReturned(text, turn)))
         else:
             await self._tell(BranchShown(conversation))
-            await self._save(conversation, [edited])
+            await self.archive.save(conversation, [edited])
             self._meter.count_soon(self.conversation)
 
     async def switch_branch(self, turn: Turn, step: int) -> Turn:
@@ -489,15 +455,9 @@ class Controller:
         self.conversation.show(tree.newest_leaf(self.conversation.all_turns, siblings[place]))
         await self._tell(BranchShown(self.conversation))
         self._meter.count_soon(self.conversation)
-        async with self._telling():
-            await self.database.save_branch(self.conversation)
+        async with self.archive.telling() as database:
+            await database.save_branch(self.conversation)
         return siblings[place]
-
-    def _cut(self, turn: Turn, *, keep: bool) -> None:
-        """End the branch that is shown before `turn`, or after it with `keep`; the rest stays a branch."""
-        turns = self.conversation.turns
-        place = next(i for i, other in enumerate(turns) if other.id == turn.id)
-        self.conversation.turns = turns[: place + keep]
 
     async def _refuses(self, *, needs_model: bool = True) -> bool:
         """Whether no reply can be started now; tells why."""
@@ -553,7 +513,7 @@ class Controller:
         # The user's turn is on disk before anything can go wrong, and again with the outcome.
         pair = conversation.turns[-2:]
         try:
-            await self._save(conversation, pair)
+            await self.archive.save(conversation, pair)
             await self._model_loaded()
             engine, model = self.loader.engine, self.loader.model
             if self._stop.is_set():
@@ -576,7 +536,7 @@ class Controller:
                     model.max_context,
                     self.pace,
                     self._tell,
-                    partial(self._save, conversation, [reply]),
+                    partial(self.archive.save, conversation, [reply]),
                 )
         except Refused as refused:
             told = isinstance(refused.why, Told)
@@ -594,7 +554,7 @@ class Controller:
             reply.status, reply.note = "error", INTERNAL_ERROR
         finally:
             self._request_id = None
-        await self._save(conversation, pair)
+        await self.archive.save(conversation, pair)
         await self._tell(TurnChanged(reply))
         if self.loader.model is None and not self.loader.loading:  # the engine had to drop it
             await self._tell(ModelGone())
@@ -624,7 +584,7 @@ class Controller:
         if (before := undo.before) is not None:
             reply.text, reply.thinking, reply.figures = before.text, before.thinking, before.figures
             reply.status, reply.note, reply.token_ids = before.status, before.note, before.token_ids
-            await self._save(conversation, [reply])
+            await self.archive.save(conversation, [reply])
             await self._tell(TurnChanged(reply))
             return
         for turn in reversed(undo.added):
@@ -634,37 +594,19 @@ class Controller:
         await self._tell(BranchShown(conversation))
         if undo.prompt is not None:
             await self._tell(undo.prompt)
-        async with self._telling():
-            await self.database.remove_turns(conversation, undo.added)
+        async with self.archive.telling() as database:
+            await database.remove_turns(conversation, undo.added)
 
     # The end of the context
 
     async def leave_out(self, turns: int) -> None:
         """Have the model read the branch only from there on; the turns before stay in it."""
         self.conversation.leave_out(turns)
-        await self._save(self.conversation, [])
+        await self.archive.save(self.conversation, [])
         await self._tell(TurnsLeftOut())
         self._meter.count_soon(self.conversation)
 
-    # Saving and telling
-
-    async def _save(self, conversation: Conversation, turns: Sequence[Turn]) -> None:
-        """Save; a failure is told once, and what it left out is saved as soon as that works again."""
-        try:
-            await self.database.save(conversation, conversation.all_turns if self._saving_failed else turns)
-            self._saving_failed = False
-        except UserError as error:
-            if not self._saving_failed:
-                await self._tell(Told(f"The conversation is not saved. {error}", "error"))
-            self._saving_failed = True
-
-    @contextlib.asynccontextmanager
-    async def _telling(self) -> AsyncIterator[None]:
-        """A UserError ends the block, and is told."""
-        try:
-            yield
-        except UserError as error:
-            await self._tell(Told(str(error), "error"))
+    # Telling
 
     async def _tell(self, event: ControllerEvent) -> None:
         try:

@@ -9,7 +9,7 @@ from typing import Literal
 from ..engine.events import ModelInfo
 from .attachments import Attachment
 from .context import Overflow
-from .database import Conversation, Turn
+from .conversation import Conversation, Turn
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from ..engine.images import image_of
 from ..models.errors import UserError
 from .attachments import Attachment, attachment_of
-from .database import Conversation, Turn
+from .conversation import Conversation, Turn
 from .incoming import title_of
 from .overrides import NAMES
 from .settings import invalid

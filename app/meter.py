@@ -9,7 +9,7 @@ from dataclasses import replace
 from ..engine.request import Message
 from ..models.errors import UserError
 from .context import Overflow, plan
-from .database import Conversation, Turn
+from .conversation import Conversation, Turn
 from .events import ContextUsed, Listener
 from .loader import ModelLoader
 from .requests import messages

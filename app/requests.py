@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..engine.events import ModelInfo
 from ..engine.request import GenerationRequest, Message, ScoreRequest
 from .attachments import images_of
-from .database import Conversation, Turn
+from .conversation import Conversation, Turn
 
 if TYPE_CHECKING:
     from .settings import Settings

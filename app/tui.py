@@ -26,7 +26,8 @@ from ..models.units import format_bytes
 from . import clipboard, keymap, presets, terminal
 from .actions import ACTIONS, key_name, named
 from .controller import Controller
-from .database import Turn, open_or_replace
+from .conversation import Turn
+from .database import open_or_replace
 from .driver import TerminalDriver
 from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told, TurnChanged
 from .guard import Guard

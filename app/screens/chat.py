@@ -22,7 +22,7 @@ from .. import editor, keymap
 from ..actions import ACTIONS, slash_command
 from ..attachments import Attachment, Attachments
 from ..controller import STILL_WRITING, Controller
-from ..database import Turn
+from ..conversation import Turn
 from ..events import (
     BranchShown,
     ContextFull,

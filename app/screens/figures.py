@@ -49,7 +49,7 @@ class FiguresScreen(ModalScreen[None]):
     async def on_mount(self) -> None:
         self.set_interval(REFRESH_S, self._show_now)
         await self._show_now()
-        replies = await self._controller.past_replies(REPLIES)
+        replies = await self._controller.archive.past_replies(REPLIES)
         self.query_one("#replies", Static).update(_table(replies) if replies else "There is none yet.")
 
     async def _show_now(self) -> None:

@@ -16,7 +16,7 @@ from textual.widgets.option_list import Option
 
 from ...engine.events import Alternative, Failed, PrefillProgress, Scored
 from ..controller import Controller
-from ..database import Turn
+from ..conversation import Turn
 from ..text import format_percent, format_tokens, one_line
 from ..widgets.tokens import LEVELS, UNLIKELY, TokenText, probability, shown
 

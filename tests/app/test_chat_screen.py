@@ -14,7 +14,8 @@ from textual._xterm_parser import XTermParser
 from textual.widgets import Input, Static
 
 from lite_llama.app.actions import ACTIONS
-from lite_llama.app.database import Conversation, Database, Turn
+from lite_llama.app.conversation import Conversation, Turn
+from lite_llama.app.database import Database
 from lite_llama.app.log import INTERNAL_ERROR
 from lite_llama.app.screens.chat import ChatScreen
 from lite_llama.app.screens.conversations import ConversationsScreen

@@ -6,7 +6,8 @@ from textual.widgets import OptionList
 
 from lite_llama.app.attachments import attachment_of
 from lite_llama.app.context import plan
-from lite_llama.app.database import Conversation, Database, Turn
+from lite_llama.app.conversation import Conversation, Turn
+from lite_llama.app.database import Database
 from lite_llama.app.screens.chat import ChatScreen
 from lite_llama.app.screens.context_full import ContextFullScreen
 from lite_llama.app.widgets.message import ReplyMessage, UserMessage

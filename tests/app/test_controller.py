@@ -8,8 +8,10 @@ import time
 import pytest
 
 from lite_llama.app import controller, meter, replies
+from lite_llama.app.archive import Archive
 from lite_llama.app.controller import STILL_WRITING, Controller
-from lite_llama.app.database import Conversation, Database, Turn
+from lite_llama.app.conversation import Conversation, Turn
+from lite_llama.app.database import Database
 from lite_llama.app.events import (
     BranchShown,
     ContextUsed,
@@ -42,7 +44,7 @@ class Desk:
         self.controller = Controller(
             settings, paths.models, lambda: engine, self._listen, Endpoints(paths.endpoints)
         )
-        self.controller.database, self.controller._open = database, True
+        self.controller.archive, self.controller._open = Archive(database, self._listen), True
 
     async def _listen(self, event):
         self.told.append(event)
@@ -65,7 +67,7 @@ class Desk:
 
     async def stored(self):
         """What another program would read from the file now."""
-        return await self.controller.database.load(self.controller.conversation.id)
+        return await self.controller.archive.database.load(self.controller.conversation.id)
 
     async def same_stored(self):
         """Whether the file has the same turns in the same branches."""
@@ -204,7 +206,7 @@ async def test_a_prompt_that_is_refused_goes_back_and_leaves_no_trace(desk, engi
     ]
     assert len(desk.of(BranchShown)) == 1
     assert desk.turns == []
-    assert await desk.controller.summaries() == []
+    assert await desk.controller.archive.summaries() == []
 
 
 async def test_a_refused_continue_or_retry_leaves_the_reply_as_it_was(desk, engine):
@@ -287,8 +289,8 @@ async def test_opening_a_conversation_stops_the_reply_and_saves_it(desk, engine)
     second = desk.controller.conversation.id
     await desk.controller.open_conversation(first)
     assert desk.turns[0] == ("user", "first", "complete")
-    assert (await desk.controller.database.load(second)).turns[-1].status == "stopped"
-    assert [summary.id for summary in await desk.controller.summaries()] == [second, first]
+    assert (await desk.controller.archive.database.load(second)).turns[-1].status == "stopped"
+    assert [summary.id for summary in await desk.controller.archive.summaries()] == [second, first]
 
 
 async def test_deleting_the_open_conversation_leaves_an_empty_one(desk):
@@ -296,10 +298,10 @@ async def test_deleting_the_open_conversation_leaves_an_empty_one(desk):
     await desk.replied()
     gone = desk.controller.conversation.id
     await desk.controller.rename_conversation(gone, "  renamed\x1b[2J \n title ")
-    assert [summary.title for summary in await desk.controller.summaries()] == ["renamed[2J title"]
+    assert [summary.title for summary in await desk.controller.archive.summaries()] == ["renamed[2J title"]
     await desk.controller.delete_conversation(gone)
     assert desk.turns == []
-    assert await desk.controller.summaries() == []
+    assert await desk.controller.archive.summaries() == []
 
 
 async def test_a_reply_cut_off_by_a_crash_is_shown_and_can_go_on(desk, engine, database):
@@ -488,7 +490,7 @@ async def test_the_context_meter_counts_the_conversation_and_the_draft(desk, eng
 
 async def test_a_disk_that_fails_is_told_once_and_the_reply_goes_on(desk, engine, paths, monkeypatch):
     monkeypatch.setattr(replies, "SAVE_EVERY_S", 0.0)
-    await desk.controller.database._connection.execute("PRAGMA busy_timeout = 10")
+    await desk.controller.archive.database._connection.execute("PRAGMA busy_timeout = 10")
     locker = sqlite3.connect(paths.database)
     locker.execute("BEGIN IMMEDIATE")
     engine.reply("a", "b", "c", delay=0.12)

@@ -9,7 +9,7 @@ from PIL import Image as pillow
 
 from lite_llama.app import exchange
 from lite_llama.app.attachments import attachment_of
-from lite_llama.app.database import Conversation, Turn
+from lite_llama.app.conversation import Conversation, Turn
 from lite_llama.engine.events import Thinking, Usage
 from lite_llama.engine.images import read_image
 from lite_llama.models.errors import UserError
@@ -145,7 +145,7 @@ async def test_export_and_import_by_command(chat, engine, tmp_path):
         assert c.prompt.text == "/import "
         await c.send(f"/import {path}")
         await c.until(lambda: c.shown() == ["What do llamas do?", "**hum**"])
-        assert len(await c.app.controller.summaries()) == 2
+        assert len(await c.app.controller.archive.summaries()) == 2
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".html"])

@@ -155,7 +155,7 @@ async def test_a_dropped_image_is_seen_kept_and_seen_again(llava, paths, tmp_pat
     file.unlink()
     async with running(paths) as (app, pilot):
         await until(pilot, lambda: app.controller.loader.model, 120)
-        (summary,) = await app.controller.summaries()
+        (summary,) = await app.controller.archive.summaries()
         await app.controller.open_conversation(summary.id)
         await until(pilot, lambda: app.query(UserMessage) and app.query_one(UserMessage).query(Chip))
         second = await ask(app, pilot, until, "Are you sure?")

@@ -125,7 +125,7 @@ async def test_cursor_shows_alternatives_and_another_token_is_gone_on_from(view)
     assert reply.token_ids == (*request.begin, 0, 1, 2)
     conversation = view.app.controller.conversation
     assert [turn.text for turn in conversation.siblings(reply)] == [REPLY, reply.text]
-    stored = await view.app.controller.database.load(conversation.id)
+    stored = await view.app.controller.archive.database.load(conversation.id)
     assert [turn.token_ids for turn in stored.all_turns] == [(), (0,), reply.token_ids]
 
 
