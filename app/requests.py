@@ -42,8 +42,8 @@ def reply_request(
 
 
 def score_request(conversation: Conversation, turn: Turn, model: ModelInfo) -> ScoreRequest:
-    """What has the model read the reply `turn` again."""
-    turns = conversation.turns
-    before = turns[: next(at for at, other in enumerate(turns) if other.id == turn.id)]
+    """What has the model read the reply `turn` again, after the turns that it read before it."""
+    read = conversation.read_turns
+    turns = read if turn in read else conversation.turns  # one that is left out was written before it was
     reply = Message("assistant", turn.text, turn.thinking.text)
-    return ScoreRequest((*messages(conversation, before, model), reply), turn.token_ids)
+    return ScoreRequest((*messages(conversation, turns[: turns.index(turn)], model), reply), turn.token_ids)
