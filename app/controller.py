@@ -91,6 +91,9 @@ class Controller:
         self._paused = False
         """The queue waits for the user, not for the end of a reply."""
         self._request_id: int | None = None
+        """The reply that the engine is writing."""
+        self._title_id: int | None = None
+        """The title that the engine is writing."""
         self.pace = Pace()
         """Of the reply being written, or of the last one."""
         self._open = False
@@ -101,6 +104,11 @@ class Controller:
     def replying(self) -> bool:
         """A reply is being written, or waits for the model."""
         return self._reply is not None and not self._reply.done()
+
+    @property
+    def titling(self) -> bool:
+        """The model is writing a title."""
+        return self._title_id is not None
 
     @property
     def last_reply(self) -> Turn | None:
@@ -195,8 +203,8 @@ class Controller:
         await self.loader.renamed(name, new_name)
 
     async def free_engine(self) -> None:
-        """Stop the reply that the engine is writing; one that waits for a model goes on waiting."""
-        if self._request_id is not None:
+        """Stop what the engine is writing; a reply that waits for a model goes on waiting."""
+        if self._request_id is not None or self.titling:
             await self.cancel()
 
     async def _model_told(self, event: ControllerEvent) -> None:
@@ -294,21 +302,27 @@ class Controller:
             await self._tell(Told(f"Imported from {path}.", "information"))
 
     async def retitle(self) -> None:
-        """Have the model write the conversation's title."""
-        conversation = self.conversation
-        if self.replying or not conversation.turns:
+        """Have the model write the conversation's title; `cancel` stops it."""
+        conversation, engine = self.conversation, self.loader.engine
+        if self.replying or self.titling or not conversation.turns:
             await self._tell(Told("A title needs a conversation, and a model that is idle."))
         elif await self._refuses():
             return
-        elif self.loader.engine is None:
+        elif engine is None:
             await self._tell(Told(NO_MODEL))
         else:
             inbox = Inbox()
-            self.loader.engine.submit(title_request(conversation.turns), inbox.sink)
-            async for events in inbox.batches():
-                if isinstance(last := events[-1], Finished) and (title := title_from(last.text)):
+            self._title_id = engine.submit(title_request(conversation.turns), inbox.sink)
+            try:
+                *_, events = [events async for events in inbox.batches()]
+            finally:
+                self._title_id = None
+            match events[-1]:
+                case Finished(reason="cancelled"):
+                    await self._tell(Told("Stopped: the old title stays.", "information"))
+                case Finished(text=text) if title := title_from(text):
                     await self.rename_conversation(conversation.id, title)
-                elif isinstance(last, Finished | Failed):
+                case _:
                     await self._tell(Told("The model wrote no title: the old one stays."))
 
     async def rename_conversation(self, conversation_id: str, title: str) -> None:
@@ -470,15 +484,16 @@ class Controller:
         return True
 
     async def cancel(self) -> None:
-        """Stop the reply being written, if any; returns when what there is of it is saved.
+        """Stop the reply or the title being written, if any; returns when what there is of a reply is saved.
 
         What is queued stays so until the user says otherwise.
         """
         self._paused = True
+        for request_id in (self._request_id, self._title_id):
+            if self.loader.engine and request_id is not None:
+                self.loader.engine.cancel(request_id)
         if self.replying:
             self._stop.set()
-            if self.loader.engine and self._request_id is not None:
-                self.loader.engine.cancel(self._request_id)
             await self.idle()
 
     async def _restart(self, reply: Turn, *, keep: bool) -> None:

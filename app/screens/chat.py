@@ -341,7 +341,7 @@ class ChatScreen(Screen[None]):
     async def action_cancel(self) -> None:
         if self._edited is not None:
             self._end_edit()
-        elif self.controller.replying:
+        elif self.controller.replying or self.controller.titling:
             await self.controller.cancel()
         else:
             self.controller.loader.cancel()

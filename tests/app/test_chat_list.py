@@ -138,6 +138,20 @@ async def test_the_model_writes_the_title_when_asked(chat, engine):
         await c.until(lambda: "The model wrote no title: the old one stays." in c.notices())
 
 
+async def test_escape_stops_the_writing_of_a_title(chat, engine):
+    async with chat() as c:
+        await c.ask("What do llamas say?")
+        engine.reply("On ", "and on", hold_after=1)
+        await c.send("/retitle")
+        await c.until(lambda: len(engine.requests) == 2)
+        await c.pilot.press("escape")
+        await c.until(lambda: "Stopped: the old title stays." in c.notices())
+        assert c.app.controller.conversation.title == "What do llamas say?"
+        engine.reply("Humming")
+        await c.send("/retitle")
+        await c.until(lambda: c.app.controller.conversation.title == "Humming")
+
+
 @pytest.mark.parametrize(
     ("answer", "title"),
     [
