@@ -98,7 +98,8 @@ class ChatList(Vertical):
         self._search.focus()
 
     def action_leave_search(self) -> None:
-        self._options.focus()
+        if self._search.has_focus:  # the title is left with Enter or Esc
+            self._options.focus()
 
     @work(exclusive=True)
     @on(Input.Changed, "#search")

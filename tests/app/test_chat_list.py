@@ -123,6 +123,20 @@ def test_snippets_are_inert_and_highlighted():
     assert [(span.start, span.end) for span in content.spans if "bold" in str(span.style)] == [(2, 6)]
 
 
+async def test_the_down_key_stays_in_the_new_title(chat):
+    async with chat() as c:
+        await c.ask("first question")
+        await c.pilot.press("ctrl+o")
+        await c.screen(ConversationsScreen)
+        await c.until(lambda: lines(c) == ["first question"])
+        await c.pilot.press("r", "down")
+        title = c.app.screen.query_one("#title", Input)
+        assert title.has_focus
+        title.value = "renamed"
+        await c.pilot.press("enter")
+        await c.until(lambda: lines(c) == ["renamed"])
+
+
 async def test_the_model_writes_the_title_when_asked(chat, engine):
     async with chat() as c:
         await c.ask("What do llamas say?")
