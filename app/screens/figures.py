@@ -15,6 +15,7 @@ from textual.widgets import Static
 
 from ...engine.events import EngineFigures, ModelInfo
 from ...models.units import format_bytes
+from ..actions import named
 from ..controller import Controller
 from ..database import PastReply
 from ..machine import MachineLoad
@@ -31,7 +32,10 @@ Load = Callable[[], Awaitable[tuple[MachineLoad, EngineFigures | None]]]
 class FiguresScreen(ModalScreen[None]):
     """Figures that change are read again every second."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f9,enter", "dismiss", "Close")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,enter", "dismiss", "Close"),
+        named("app.figures").closing,
+    ]
 
     def __init__(self, controller: Controller, load: Load) -> None:
         """`load` samples what the machine and the engine carry."""

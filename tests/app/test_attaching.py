@@ -227,6 +227,34 @@ async def test_the_picker(chat, draw, tmp_path, monkeypatch):
         assert c.chips() == [["cat.png", "40 x 30", "576 tokens"]]
 
 
+@pytest.mark.parametrize("size", [(80, 24), (160, 48)])
+async def test_many_images_leave_the_panel_whole_and_enter_closes_it(chat, draw, size):
+    async with chat(size=size) as c:
+        paths = [str(draw(f"{number}.png", (40 + number, 30))) for number in range(20)]
+        await c.write(f"/image {' '.join(paths)}")
+        await c.until(lambda: len(c.app.screen.attachments.items) == 20)
+        await c.pilot.press("f4")
+        await c.on(ImagesScreen)
+        await c.until(lambda: c.app.screen.query_one(OptionList).option_count == 20)
+        screen = c.app.screen
+        await c.until(lambda: screen.query_one(OptionList).size.height > 2)
+        inside = screen.query_one("#dialog").content_region
+        assert all(inside.contains_region(screen.query_one(part).region) for part in ("#preview", "#keys"))
+        await c.pilot.press("enter")
+        await c.until(lambda: c.app.screen is not screen)
+
+
+async def test_many_models_that_see_leave_their_dialog_whole(chat, make_model):
+    for number in range(30):
+        make_model(f"llava-{number}")
+    async with chat(model="a-text-only", size=(80, 24)) as c:
+        await c.app.run_action("seeing_models")
+        await c.on(SeeingModelsScreen)
+        await c.pilot.press("end")
+        options = c.app.screen.query_one(OptionList)
+        assert c.app.screen.query_one("#dialog").content_region.contains_region(options.region)
+
+
 async def test_the_clipboards_image(chat, monkeypatch):
     grabbed = pillow.new("CMYK", (64, 48))
     monkeypatch.setattr(ImageGrab, "grabclipboard", lambda: grabbed)
