@@ -110,6 +110,12 @@ def test_the_guard_lets_no_line_through_that_acts():
         assert guarded[2] == line[2]
 
 
+def test_the_guard_leaves_blanks_where_they_are():
+    line = [Segment("    if x:\u200b  # indented  "), Segment("│ a \x1b  │   b │"), Segment("a\tb")]
+    guarded = [segment.text for segment in Guard().apply(line, Color(0, 0, 0))]
+    assert guarded == ["    if x:  # indented  ", "│ a   │   b │", "a b"]
+
+
 def test_in_a_real_terminal_only_drawing_is_written(tmp_path):
     home = tmp_path / "home"
     home.mkdir()
