@@ -553,6 +553,8 @@ class Controller:
                     self._tell,
                     partial(self.archive.save, conversation, [reply]),
                 )
+                if reply.figures is not None and reply.status != "error":
+                    await self.loader.remember_speed(model.name, reply.figures)
         except Refused as refused:
             told = isinstance(refused.why, Told)
             overflow = await self._meter.overflow(conversation) if told else None

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..engine.events import Loaded, LoadFailed, LoadProgress, ModelInfo
+from ..engine.events import Loaded, LoadFailed, LoadProgress, ModelInfo, Usage
 from .events import Listener, ModelFailed, ModelGone, ModelLoading, ModelReady, Told
-from .library import scan
+from .library import remember_speed, scan
 from .log import INTERNAL_ERROR
 from .replies import Inbox
 
@@ -93,6 +93,11 @@ class ModelLoader:
     def has(self, name: str) -> bool:
         """Whether there is a model or an endpoint of that name; reads the disk."""
         return self._endpoints.get(name) is not None or (self.models_dir / name).is_dir()
+
+    async def remember_speed(self, name: str, usage: Usage) -> None:
+        """Note for the list of models how fast `name` wrote; an endpoint is timed with its network."""
+        if usage.decode_tokens_per_s and not usage.remote:
+            await asyncio.to_thread(remember_speed, self.models_dir / name, usage.decode_tokens_per_s)
 
     # The engines
 

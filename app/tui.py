@@ -20,18 +20,16 @@ from textual.keys import Keys
 from textual.screen import Screen
 from textual.widgets import Input, TextArea
 
-from ..engine.events import Usage
 from ..models.errors import UserError
 from ..models.units import format_bytes
 from . import clipboard, keymap, presets, terminal
 from .actions import ACTIONS, key_name, named
 from .controller import Controller
-from .conversation import Turn
 from .database import open_or_replace
 from .driver import TerminalDriver
-from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told, TurnChanged
+from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told
 from .guard import Guard
-from .library import remember_speed, scan
+from .library import scan
 from .loader import create_engine
 from .log import INTERNAL_ERROR
 from .paths import Paths
@@ -176,11 +174,6 @@ class LiteLlamaApp(App[None]):
             case ModelFailed(_, message):
                 self.notify(message, title="The model was not loaded", severity="error", markup=False)
                 self.action_models()
-            case TurnChanged(Turn(status=status, figures=Usage(decode_tokens_per_s=rate, remote=False))):
-                # Without a model, a reply that waited for one was stopped: the figures are older.
-                model = self.controller.loader.model
-                if status != "streaming" and rate and model and model.device != "remote":
-                    await asyncio.to_thread(remember_speed, self.paths.models / model.name, rate)
             case CannotSee():
                 self.action_seeing_models()
             case ModelReady(name) if name != self.settings.model:
