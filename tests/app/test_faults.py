@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import resource
 import shutil
@@ -301,10 +302,10 @@ def test_a_process_that_is_ended_saves_and_leaves_the_terminal_as_it_was(termina
     terminal.wait_for("-0-19")
     terminal.resize(80, 24)
     terminal.wait_for("-0-39")
-    if how == "closed window":
+    if how == "closed window":  # the shell alone is told, and this one does not tell its jobs
         terminal.hang_up()
-        time.sleep(4)  # the shell is told first, and tells its jobs; meanwhile the app draws
-    terminal.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGHUP)
+    else:
+        terminal.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGHUP)
     assert terminal.wait() == 128 + (signal.SIGTERM if how == "SIGTERM" else signal.SIGHUP)
     (question, _), (reply, status) = stored(paths)
     assert (question, status) == ("Hi", "stopped")
@@ -315,6 +316,16 @@ def test_a_process_that_is_ended_saves_and_leaves_the_terminal_as_it_was(termina
         assert terminal.settings() == before
         for off in ("\x1b[?1049l", "\x1b[?25h", "\x1b[?1000l"):  # the other screen, the cursor, the mouse
             assert off in terminal.output.decode()
+
+
+def test_no_chat_outlives_its_test(home):
+    terminal = TerminalChat()
+    terminal.start(home, "app")
+    pid = terminal.pid
+    terminal.pid = 0  # a test that fails may not know it
+    terminal.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 # kill -9

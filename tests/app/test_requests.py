@@ -8,8 +8,11 @@ from lite_llama.app.requests import score_request
 
 @pytest.fixture
 def conversation():
-    said = [("user", "One?"), ("assistant", "First."), ("user", "Two?"), ("assistant", "Second.")]
-    return Conversation(turns=[Turn(role, text) for role, text in said], system_prompt="Be brief.")
+    first, second = (
+        (Turn("user", "One?"), Turn("assistant", "First.")),
+        (Turn("user", "Two?"), Turn("assistant", "Second.")),
+    )
+    return Conversation(turns=[*first, *second], system_prompt="Be brief.")
 
 
 def read(conversation, turn, model):
