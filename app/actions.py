@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from textual.binding import Binding
 
@@ -39,6 +39,11 @@ class Action:
     @property
     def binding(self) -> Binding:
         return Binding(self.keys, self.name, self.footer or self.title, bool(self.footer), id=self.id)
+
+    @property
+    def closing(self) -> Binding:
+        """The same keys, or the user's, on the dialog that they opened: they close it."""
+        return replace(self.binding, action="dismiss", description="")
 
 
 ACTIONS = (

@@ -6,24 +6,27 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..engine.request import GenerationRequest, Message
 from ..models.errors import UserError
 from . import presets, tree
 from .compare_models import CompareModels, Plan
-from .controller import CLOSE_TIMEOUT_S, INTERNAL_ERROR, Controller
-from .database import Conversation, Turn
+from .controller import CLOSE_TIMEOUT_S
+from .conversation import Conversation, Turn
 from .events import ControllerEvent, Listener, ModelReady, PromptReturned, Told, TurnAdded, TurnChanged
 from .incoming import title_of
+from .log import INTERNAL_ERROR
 from .pace import Pace
 from .replies import Inbox, Refused, follow
+from .requests import reply_request
 
 if TYPE_CHECKING:
+    from .archive import Archive
     from .backend import Backend
+    from .settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +51,16 @@ class Comparison:
     It is a conversation of its own, saved as it happens like any other, with the replies as two branches.
     """
 
-    def __init__(self, controller: Controller, models: CompareModels) -> None:
+    def __init__(
+        self, models: CompareModels, archive: Archive, settings: Settings, own: Mapping[str, Any]
+    ) -> None:
+        """`own` is what the chat has in place of the general `settings`; see Controller.own_settings."""
         self.models = models
         self.paces = [Pace(), Pace()]
         """Of the two replies."""
-        self._controller = controller
+        self._archive = archive
+        self._settings = settings
+        self._own = own
         self._sides: tuple[Side, Side] | None = None
         self._replies: tuple[Turn, ...] = ()
         self._conversation = Conversation()
@@ -60,19 +68,18 @@ class Comparison:
         """By the number of the side, how to cancel its request."""
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
-        self._saving_failed = False
 
     # Settings
 
     @property
     def presets(self) -> list[str]:
         """What a Side may have as its preset."""
-        own = [AS_CHAT] if self._controller.own_settings else []
-        return list(dict.fromkeys([*own, presets.NONE, *presets.known(self._controller.settings)]))
+        own = [AS_CHAT] if self._own else []
+        return list(dict.fromkeys([*own, presets.NONE, *presets.known(self._settings)]))
 
-    def first_sides(self, names: Sequence[str]) -> tuple[Side, Side]:
+    def first_sides(self, names: Sequence[str], loaded: str | None) -> tuple[Side, Side]:
         """What to offer at first: the chat's model as it is, beside another one or another preset."""
-        loaded, preset = self._controller.model_name, self.presets[0]
+        preset = self.presets[0]
         first = loaded if loaded and loaded in names else names[0]
         other = next((name for name in names if name != first), None)
         right = Side(other, preset) if other else Side(first, self.presets[1])
@@ -80,13 +87,12 @@ class Comparison:
 
     def _own_settings(self, side: Side) -> dict[str, Any]:
         """What the side has in place of the general settings, as if `/preset` had been used in this chat."""
-        own = self._controller.own_settings
         if side.preset == AS_CHAT:
-            return own
+            return dict(self._own)
         if side.preset == presets.NONE:
             return {}
-        kept = {name: value for name, value in own.items() if name == "system_prompt"}
-        return kept | presets.known(self._controller.settings)[side.preset]
+        kept = {name: value for name, value in self._own.items() if name == "system_prompt"}
+        return kept | presets.known(self._settings)[side.preset]
 
     # The exchange
 
@@ -105,7 +111,7 @@ class Comparison:
         Each side's events begin with TurnAdded, which has its reply, and end with TurnChanged, whatever
         happens. When neither reply came to anything, PromptReturned follows.
         """
-        self._sides, self._stopped, self._saving_failed = sides, False, False
+        self._sides, self._stopped = sides, False
         user = Turn("user", prompt)
         self._replies = (Turn("assistant", "", "streaming"), Turn("assistant", "", "streaming"))
         self._conversation = Conversation(title_of(prompt), turns=[user, self._replies[0]])
@@ -150,7 +156,7 @@ class Comparison:
         return replace(
             self._conversation,
             model=side.model,
-            system_prompt=overrides.pop("system_prompt", self._controller.settings.system_prompt),
+            system_prompt=overrides.pop("system_prompt", self._settings.system_prompt),
             overrides=overrides,
             turns=tree.path(turns, self._replies[number]),
         )
@@ -159,7 +165,7 @@ class Comparison:
         left, right = partial(tell, 0), partial(tell, 1)
         await left(TurnAdded(self._replies[0]))
         await right(TurnAdded(self._replies[1]))
-        await self._save(left)
+        await self._save()
         try:
             await self._answer_both(left, right)
         except Exception:
@@ -204,7 +210,7 @@ class Comparison:
             self._running.pop(number, None)
         if self._stopped and not reply.has_begun:
             reply.status, reply.note = "stopped", ""
-        await self._save(tell)
+        await self._save()
         await tell(TurnChanged(reply))
 
     async def _write(self, number: int, engine: Backend[Any], tell: Listener) -> None:
@@ -214,29 +220,19 @@ class Comparison:
         if model is None:  # the engine had to drop it
             raise UserError(f"{side.model} is no longer loaded: send the prompt again.")
         await tell(ModelReady(side.model, model))
-        conversation, inbox = self._as(number), Inbox()
-        settings = self._controller.settings.model_copy(update=conversation.overrides)
-        prompt = Message("user", conversation.turns[0].text)
-        system = [Message("system", text)] if (text := conversation.system_prompt).strip() else []
-        params = settings.sampling_params(model.defaults)
-        request = GenerationRequest((*system, prompt), params, thinking=settings.think)
+        reply, inbox = self._replies[number], Inbox()
+        request = reply_request(self._as(number), reply, model, self._settings)
         request_id = engine.submit(request, inbox.sink)
         self._running[number] = partial(engine.cancel, request_id)
         if self._stopped:
             engine.cancel(request_id)
         self.paces[number] = pace = Pace(time.monotonic())
-        await follow(inbox, self._replies[number], model.max_context, pace, tell, partial(self._save, tell))
+        await follow(inbox, reply, model.max_context, pace, tell, self._save)
 
     # Saving and telling
 
-    async def _save(self, tell: Listener) -> None:
-        """A failure is told once; the next save may mend it."""
-        try:
-            await self._controller.database.save(self._conversation, self._conversation.all_turns)
-        except UserError as error:
-            if not self._saving_failed:
-                await tell(Told(f"The comparison is not saved. {error}", "error"))
-            self._saving_failed = True
+    async def _save(self) -> None:
+        await self._archive.save(self._conversation, self._conversation.all_turns)
 
     async def _take_back(self, tell: Listener) -> None:
         """Leave out of the conversation what never began; without any reply, there is none."""
@@ -248,11 +244,9 @@ class Comparison:
         self._conversation.all_turns = [turn for turn in turns if turn not in gone]
         if begun:
             self._conversation = self._as(begun[0])
-            await self._save(tell)
-        try:
-            await self._controller.database.remove_turns(self._conversation, gone)
-        except UserError as error:
-            await tell(Told(str(error), "error"))
+            await self._save()
+        async with self._archive.telling() as database:
+            await database.remove_turns(self._conversation, gone)
         if not begun:
             await tell(PromptReturned(turns[0].text))
 

@@ -21,9 +21,10 @@ from .replies import Inbox
 if TYPE_CHECKING:  # imports torch, or the HTTP client
     from ..engine.thread import EngineThread, LoadOptions
     from .backend import Backend
-    from .controller import Controller
+    from .loader import ModelLoader
     from .remote.endpoint import Endpoints
     from .remote.engine import RemoteEngine
+    from .settings import Settings
 
 SHORT_CONTEXT = 8192
 """Tokens for prompt and reply where a model is to leave room for the other."""
@@ -47,12 +48,17 @@ class CompareModels:
     """Borrows the chat's engine, which must be idle, and makes others; holds what they load until `close`."""
 
     def __init__(
-        self, controller: Controller, create_engine: Callable[[], EngineThread], endpoints: Endpoints
+        self,
+        loader: ModelLoader,
+        settings: Settings,
+        create_engine: Callable[[], EngineThread],
+        endpoints: Endpoints,
     ) -> None:
         """`create_engine` makes a second engine of this machine."""
         self.displaced = False
         """The chat's model is no longer loaded, or not as it was: it has to be loaded again."""
-        self._controller = controller
+        self._loader = loader
+        self._settings = settings
         self._create_engine = create_engine
         self._endpoints = endpoints
         self._engines: list[Backend[Any]] = []
@@ -63,14 +69,14 @@ class CompareModels:
         self._loading: Backend[Any] | None = None
         self._one_load = asyncio.Lock()
         self._chat_model: str | None = None
-        if controller.engine and controller.model and controller.model.device != "remote":
-            self._chat_model = controller.model.name
-            self._engines.append(controller.engine)
-            self._held[self._chat_model] = controller.engine
+        if loader.engine and loader.model and loader.model.device != "remote":
+            self._chat_model = loader.model.name
+            self._engines.append(loader.engine)
+            self._held[self._chat_model] = loader.engine
 
     async def names(self) -> list[str]:
         """All converted models and endpoints."""
-        library = await asyncio.to_thread(scan, self._controller.models_dir)
+        library = await asyncio.to_thread(scan, self._loader.models_dir)
         endpoints, _ = await asyncio.to_thread(self._endpoints.load)
         return list(dict.fromkeys([*(model.path.name for model in library.models), *endpoints]))
 
@@ -170,8 +176,8 @@ class CompareModels:
     def _options(self, name: str, *, short: bool) -> LoadOptions:
         from ..engine.thread import LoadOptions  # imports torch
 
-        settings = self._controller.settings
-        options = LoadOptions(self._controller.models_dir / name, settings.device, settings.dtype)
+        path = self._loader.models_dir / name
+        options = LoadOptions(path, self._settings.device, self._settings.dtype)
         return replace(options, max_context=SHORT_CONTEXT, max_sequences=2) if short else options
 
     async def _free_engine(self) -> Backend[Any]:
@@ -182,7 +188,7 @@ class CompareModels:
         if self._engines:
             engine = await asyncio.to_thread(self._create_engine)
         else:
-            engine = await self._controller.start_engine()
+            engine = await self._loader.start_engine()
         self._engines.append(engine)
         return engine
 

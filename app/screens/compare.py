@@ -14,9 +14,8 @@ from textual.screen import Screen
 from textual.widgets import Footer, Static
 
 from ..compare import Comparison, Side
-from ..database import Conversation
-from ..events import ControllerEvent, PromptReturned, Told, TurnAdded
-from ..text import one_line
+from ..conversation import Conversation
+from ..events import ControllerEvent, PromptReturned, TurnAdded
 from ..widgets.message import UserMessage
 from ..widgets.prompt import PromptInput
 from ..widgets.side import SideView
@@ -105,8 +104,6 @@ class CompareScreen(Screen[Conversation | None]):
 
     async def _told(self, number: int, event: ControllerEvent) -> None:
         match event:
-            case Told(text, severity):
-                self.notify(one_line(text), severity=severity, markup=False)
             case PromptReturned(text):
                 self._prompt.give_back(text)
             case TurnAdded(reply):

@@ -8,7 +8,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from .. import keymap
-from ..database import Conversation, Turn
+from ..conversation import Conversation, Turn
 from ..text import inert
 from .attachments import Chip
 from .branch import BranchLabel

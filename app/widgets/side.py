@@ -15,7 +15,7 @@ from textual.widgets import Select
 from ...engine.events import ModelInfo
 from ...models.units import format_bytes
 from ..compare import Side
-from ..database import Conversation, Turn
+from ..conversation import Conversation, Turn
 from ..events import (
     ControllerEvent,
     ModelLoading,

@@ -5,12 +5,13 @@ from functools import partial
 
 import pytest
 
+from lite_llama.app.archive import Archive
 from lite_llama.app.compare import AS_CHAT, Comparison, Side
 from lite_llama.app.compare_models import SHORT_CONTEXT, CompareModels
-from lite_llama.app.controller import Controller
 from lite_llama.app.database import Database
 from lite_llama.app.events import PromptReturned, TextAdded, Told, TurnAdded, TurnChanged
 from lite_llama.app.fit import fit_together
+from lite_llama.app.loader import ModelLoader
 from lite_llama.app.remote.endpoint import Endpoint, Endpoints
 from lite_llama.app.settings import Settings
 from lite_llama.engine.thread import LoadOptions
@@ -18,17 +19,19 @@ from lite_llama.models.errors import UserError
 
 ROOM, SQUEEZED, NONE_AT_ALL = 10**9, 0, -(10**9)
 """Of free memory: enough, none unless the model that is loaded goes, not even then."""
-PRESETS = {"greedy": {"temperature": 0.0}, "brief": {"max_gen_len": 5, "system_prompt": "Be brief."}}
+SETTINGS = Settings(
+    presets={"greedy": {"temperature": 0.0}, "brief": {"max_gen_len": 5, "system_prompt": "Be brief."}}
+)
 
 
 class Bench:
     """A comparison with all that it told."""
 
-    def __init__(self, controller, engines, endpoints):
-        self.controller = controller
+    def __init__(self, loader, archive, engines, endpoints):
+        self.loader, self.archive, self.endpoints = loader, archive, endpoints
         self.told = ([], [])
-        models = CompareModels(controller, partial(next, iter(engines)), endpoints)
-        self.comparison = Comparison(controller, models)
+        models = CompareModels(loader, SETTINGS, partial(next, iter(engines)), endpoints)
+        self.comparison = Comparison(models, archive, SETTINGS, {})
 
     async def listen(self, number, event):
         self.told[number].append(event)
@@ -58,7 +61,7 @@ class Bench:
         return [(turn.text, turn.status) for turn in (self.of(n, TurnChanged)[-1].turn for n in (0, 1))]
 
     async def stored(self):
-        database = self.controller.database
+        database = self.archive.database
         return [await database.load(each.id) for each in await database.summaries()]
 
     async def why(self, *names):
@@ -96,19 +99,21 @@ async def bench(engine, second_engine, third_engine, paths, make_model, memory):
         make_model(name)
     endpoints = Endpoints(paths.endpoints)
 
-    async def ignore(event):
-        pass
+    told = []
 
-    controller = Controller(Settings(presets=PRESETS), paths.models, lambda: engine, ignore, endpoints)
-    database = await Database.open(paths.database)
-    await controller.start(database)
+    async def tell(event):
+        told.append(event)
+
     engine.use("tiny")
-    await controller.start_engine()
-    await controller.model_changed("tiny")
-    made = Bench(controller, (second_engine, third_engine), endpoints)
+    loader = ModelLoader(paths.models, endpoints, lambda: engine, tell)
+    await loader.start_engine()
+    await loader.changed("tiny")
+    database = await Database.open(paths.database)
+    made = Bench(loader, Archive(database, tell), (second_engine, third_engine), endpoints)
+    made.notices = told
     yield made
     await made.comparison.close()
-    await controller.close()
+    await database.close()
 
 
 def loads(engine):
@@ -148,16 +153,12 @@ async def test_both_replies_are_saved_as_branches_of_one_conversation(bench, eng
     kept = bench.comparison.keep(1)
     assert [turn.text for turn in kept.turns] == ["Hi", "Right."]
     assert (kept.model, kept.overrides, kept.system_prompt) == ("tiny", {"max_gen_len": 5}, "Be brief.")
-    await bench.controller.take_conversation(kept)
-    assert bench.controller.conversation is kept
-    (stored,) = await bench.stored()
-    assert [turn.text for turn in stored.turns] == ["Hi", "Right."]
-    assert stored.overrides == {"max_gen_len": 5}
 
 
 async def test_a_side_can_be_as_the_chat_is(bench, engine):
     assert AS_CHAT not in bench.comparison.presets
-    await bench.controller.use_own_settings({"temperature": 0.3, "system_prompt": "Hum."})
+    own = {"temperature": 0.3, "system_prompt": "Hum."}
+    bench.comparison = Comparison(bench.comparison.models, bench.archive, SETTINGS, own)
     assert bench.comparison.presets[:2] == [AS_CHAT, "default"]
     await bench.run(("tiny", AS_CHAT), ("tiny", "greedy"))
     left, right = engine.requests
@@ -306,10 +307,10 @@ async def test_what_cannot_be_saved_is_told_once_and_answered(bench, engine, mon
     async def full(*_):
         raise UserError("The disk is full: free some space.")
 
-    monkeypatch.setattr(bench.controller.database, "save", full)
+    monkeypatch.setattr(bench.archive.database, "save", full)
     await bench.run(("tiny", "default"), ("tiny", "greedy"))
-    told = [event.text for number in (0, 1) for event in bench.of(number, Told)]
-    assert told == ["The comparison is not saved. The disk is full: free some space."]
+    told = [event.text for event in bench.notices if isinstance(event, Told)]
+    assert told == ["The conversation is not saved. The disk is full: free some space."]
     assert bench.replies == [("Fine.", "complete"), ("Fine.", "complete")]
 
 
@@ -338,7 +339,7 @@ async def test_closing_in_mid_answer_stops_and_saves(bench, engine):
 
 
 async def test_a_server_answers_at_once_beside_a_model_here(bench, engine):
-    bench.controller._endpoints.save(Endpoint("cluster", "http://127.0.0.1:1/v1", "big"))
+    bench.endpoints.save(Endpoint("cluster", "http://127.0.0.1:1/v1", "big"))
     assert await bench.comparison.models.names() == ["other", "third", "tiny", "cluster"]
     assert "on a server" in await bench.why("tiny", "cluster")
     assert "on one server" in await bench.why("cluster", "cluster")
@@ -350,5 +351,7 @@ async def test_a_server_answers_at_once_beside_a_model_here(bench, engine):
 
 async def test_what_is_offered_first(bench):
     names = await bench.comparison.models.names()
-    assert bench.comparison.first_sides(names) == (Side("tiny", "default"), Side("other", "default"))
-    assert bench.comparison.first_sides(["tiny"]) == (Side("tiny", "default"), Side("tiny", "precise"))
+    first = bench.comparison.first_sides
+    assert first(names, "tiny") == (Side("tiny", "default"), Side("other", "default"))
+    assert first(["tiny"], "tiny") == (Side("tiny", "default"), Side("tiny", "precise"))
+    assert first(["tiny"], None) == first(["tiny"], "gone") == first(["tiny"], "tiny")

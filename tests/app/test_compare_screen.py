@@ -62,7 +62,7 @@ class Compare:
 
     async def closed(self):
         await self.chat.screen(ChatScreen)
-        await self.until(lambda: self.app._comparison is None and not self.app.controller.loading)
+        await self.until(lambda: self.app._comparison is None and not self.app.controller.loader.loading)
 
     @property
     def comparison(self):
@@ -142,7 +142,7 @@ async def test_keeping_a_side_goes_on_with_its_model_and_settings(compare, engin
         await c.pilot.press("ctrl+r")
         await c.closed()
         assert c.chat.shown() == ["Who are you?", "From other."]
-        assert c.app.controller.model_name == "other"
+        assert c.app.controller.loader.name == "other"
         assert c.app.controller.own_settings == {"temperature": 0.0}
         assert [load.path.name for load in engine.loads] == ["tiny", "other"]
         assert "2/2" in c.chat.text_of(".branch")
@@ -170,7 +170,7 @@ async def test_escape_stops_both_and_then_closes(compare, engine):
         assert isinstance(c.app.screen, CompareScreen)
         await c.pilot.press("escape")
         await c.closed()
-        (summary,) = await c.app.controller.summaries()
+        (summary,) = await c.app.controller.archive.summaries()
         assert summary.title == "Count."
 
 
@@ -198,7 +198,7 @@ async def test_the_chats_model_is_put_back(compare, engine, monkeypatch):
         await c.pilot.press("escape")
         await c.closed()
         assert [load.path.name for load in engine.loads] == ["tiny", "other", "tiny"]
-        assert c.app.controller.model.name == "tiny"
+        assert c.app.controller.loader.model.name == "tiny"
         assert c.app.settings.model == "tiny"
 
 
@@ -210,7 +210,7 @@ async def test_a_kept_model_that_no_longer_loads_leaves_the_chats_own(compare, e
         await c.pilot.press("ctrl+r")
         await c.closed()
         assert c.chat.notices() == ["other: other is damaged: convert it again. Going back to tiny."]
-        assert c.app.controller.model.name == "tiny"
+        assert c.app.controller.loader.model.name == "tiny"
         assert c.chat.shown() == ["Hello?", "Fine."]
 
 
@@ -283,7 +283,7 @@ def test_looks_as_accepted(
     )
 
     async def come_there(pilot):
-        await until(pilot, lambda: app.controller.model)
+        await until(pilot, lambda: app.controller.loader.model)
         await pilot.press("ctrl+s")
         await until(pilot, lambda: isinstance(app.screen, CompareScreen))
         app.screen.query_one(PromptInput).cursor_blink = False
