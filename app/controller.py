@@ -535,7 +535,7 @@ class Controller:
         pair = conversation.turns[-2:]
         try:
             await self.archive.save(conversation, pair)
-            await self._model_loaded()
+            await self.loader.settled(self._stop)
             engine, model = self.loader.engine, self.loader.model
             if self._stop.is_set():
                 reply.status = "stopped"
@@ -582,14 +582,6 @@ class Controller:
         if self.loader.model is None and not self.loader.loading:  # the engine had to drop it
             await self._tell(ModelGone())
         self._meter.count_soon(self.conversation)
-
-    async def _model_loaded(self) -> None:
-        """Wait until no model is loading, or the reply is stopped."""
-        if self.loader.loading:
-            waits = {asyncio.create_task(event.wait()) for event in (self.loader.settled, self._stop)}
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
 
     async def _tell_unseen(self, conversation: Conversation, model: ModelInfo) -> None:
         """Earlier turns may have images for a model that was there before."""

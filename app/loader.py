@@ -54,14 +54,14 @@ class ModelLoader:
         """What writes the replies: the engine of this machine, or the one for endpoints."""
         self.name: str | None = None
         """The directory or the endpoint of the model that was loaded last."""
-        self.settled = asyncio.Event()
-        """Set while it is known which model there is, if any: neither at the start nor during a load."""
         self._endpoints = endpoints
         self._create_engine = create_engine
         self._tell = tell
         self._starting: asyncio.Task[EngineThread] | None = None
         self._remote: RemoteEngine | None = None
         self._load: asyncio.Task[None] | None = None
+        self._settled = asyncio.Event()
+        """Set while it is known which model there is, if any: neither at the start nor during a load."""
         self._back_to: str | None = None
         """The model that a load replaces, loaded again when it comes to nothing."""
 
@@ -74,7 +74,7 @@ class ModelLoader:
     @property
     def loading(self) -> bool:
         """A model is being loaded, or the app has yet to find out which."""
-        return not self.settled.is_set()
+        return not self._settled.is_set()
 
     # Which models there are
 
@@ -137,7 +137,7 @@ class ModelLoader:
             self._load.cancel()
             if self.engine:
                 self.engine.cancel_load()
-        self.settled.clear()
+        self._settled.clear()
         self._load = asyncio.create_task(self._load_or_go_back(name, settings))
 
     async def _load_or_go_back(self, name: str, settings: Settings) -> None:
@@ -158,14 +158,14 @@ class ModelLoader:
                     case LoadFailed(message):
                         if self._back_to in (None, name):
                             self._back_to = None
-                            self.settled.set()
+                            self._settled.set()
                             await self._tell(ModelFailed(name, message))
                         else:
                             await self._tell(Told(f"{name}: {message} Going back to {self._back_to}."))
                             await self._load_or_go_back(self._back_to, settings)
         except Exception:
             log.exception("loading %s failed", name)
-            self.settled.set()
+            self._settled.set()
             await self._tell(ModelFailed(name, INTERNAL_ERROR))
 
     async def _source(self, name: str, settings: Settings) -> tuple[Backend[Any], Any]:
@@ -185,6 +185,14 @@ class ModelLoader:
         """Stop the load in progress, if any; what was loaded before comes back."""
         if self.engine and self.loading:
             self.engine.cancel_load()
+
+    async def settled(self, stop: asyncio.Event) -> None:
+        """Wait until it is known which model there is, or `stop` is set."""
+        if self.loading:
+            waits = {asyncio.create_task(event.wait()) for event in (self._settled, stop)}
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
 
     async def done(self) -> None:
         """Return when no model is being loaded, and the outcome is told."""
@@ -218,7 +226,7 @@ class ModelLoader:
         """The engine now has the model `name`, loaded here or by the wizard; None: whatever it has."""
         loaded = self.engine.model if self.engine else None
         self.name = name or (loaded.name if loaded else None)
-        self.settled.set()
+        self._settled.set()
         if self.model is None or self.name is None:
             await self._tell(ModelGone())
         else:

@@ -73,7 +73,8 @@ def real(tiny, paths, until):
     @contextlib.asynccontextmanager
     async def run():
         shutil.copytree(tiny, paths.models / "tiny", dirs_exist_ok=True)
-        paths.settings.write_text('max_gen_len = 120\ndevice = "cpu"\n')
+        # With this seed a reply is long enough for `fail_step`.
+        paths.settings.write_text('max_gen_len = 120\ndevice = "cpu"\nseed = 2\n')
         app = LiteLlamaApp(paths)
         try:
             async with app.run_test() as pilot:
