@@ -67,6 +67,7 @@ class CompareModels:
         self._held: dict[str, Backend[Any]] = {}
         """What is loaded, by the model's name."""
         self._loading: Backend[Any] | None = None
+        self._cancelled = False
         self._one_load = asyncio.Lock()
         self._chat_model: str | None = None
         if loader.engine and loader.model and loader.model.device != "remote":
@@ -127,7 +128,8 @@ class CompareModels:
     # Loading
 
     async def prepare(self, plan: Plan) -> None:
-        """Free what the plan says."""
+        """Free what the plan says; loads are wanted again."""
+        self._cancelled = False
         for name in plan.drops:
             await self._drop(name)
 
@@ -155,6 +157,8 @@ class CompareModels:
                 await self._drop(each)
             engine = await self._free_engine()
             source = await asyncio.to_thread(self._options, name, short=plan.short)
+        if self._cancelled:
+            raise UserError("Loading was cancelled.")
         self._loading, inbox = engine, Inbox()
         engine.load(source, inbox.sink)
         try:
@@ -169,7 +173,8 @@ class CompareModels:
         self._held[name] = engine
 
     def cancel_load(self) -> None:
-        """Stop the load in progress, if any."""
+        """Stop the load in progress, if any, and let no other begin before the next `prepare`."""
+        self._cancelled = True
         if self._loading is not None:
             self._loading.cancel_load()
 

@@ -278,6 +278,22 @@ async def test_stopping_a_load_gives_the_prompt_back(bench, engine, second_engin
     assert await bench.stored() == []
 
 
+async def test_stopping_before_a_load_begins_leaves_it_out(bench, engine, second_engine, monkeypatch):
+    started = asyncio.Event()
+
+    async def slow(self):
+        started.set()
+        await asyncio.sleep(0.05)
+        return second_engine
+
+    monkeypatch.setattr(CompareModels, "_free_engine", slow)
+    bench.start(("other", "default"), ("third", "default"))
+    await started.wait()
+    await bench.comparison.stop()
+    assert second_engine.loads == []
+    assert bench.replies == [("", "stopped"), ("", "stopped")]
+
+
 async def test_one_side_fails_and_the_other_answers(bench, engine, second_engine):
     second_engine.unloadable["other"] = "other is damaged: convert it again."
     await bench.run(("other", "default"), ("tiny", "default"))
