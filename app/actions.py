@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from textual.binding import Binding
 
@@ -40,12 +40,18 @@ class Action:
     def binding(self) -> Binding:
         return Binding(self.keys, self.name, self.footer or self.title, bool(self.footer), id=self.id)
 
+    @property
+    def closing(self) -> Binding:
+        """The same keys, or the user's, on the dialog that they opened: they close it."""
+        return replace(self.binding, action="dismiss", description="")
+
 
 ACTIONS = (
     Action("app.help", "Help", "keys and commands", "f1,ctrl+question_mark", "Help", "/help"),
     Action("app.settings", "Settings", "sampling, prompt, device", "f2", "Settings", "/settings"),
     Action("app.models", "Models", "load another one, add one", "f3", "Models", "/model"),
     Action("app.images", "Images", "attach, look, remove", "f4", "Images", "/image"),
+    Action("app.compare", "Compare", "two models or settings, one prompt", "ctrl+s", "", "/compare"),
     Action("app.figures", "Figures", "speed and memory", "f9", "", "/figures"),
     Action("new_conversation", "New chat", "an empty conversation", "ctrl+n", "New", "/new"),
     Action("app.conversations", "Open chat", "or rename, delete one", "ctrl+o", "Open", "/open"),

@@ -46,9 +46,9 @@ def read_images(paths: list[Path], model: Checkpoint | Endpoint) -> tuple[Image,
 
 
 def conversation(prompt: str, system: str, images: tuple[Image, ...] = ()) -> tuple[Message, ...]:
-    """The messages of a single question; an empty system prompt is left out."""
+    """The messages of a single question; a blank system prompt is left out."""
     question = Message("user", prompt, images=images)
-    return (Message("system", system), question) if system else (question,)
+    return (Message("system", system), question) if system.strip() else (question,)
 
 
 def check_thinking(think: bool | None, info: ModelInfo) -> None:

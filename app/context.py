@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .database import Turn
+from .conversation import Turn
 
 FREE_SHARE = 0.25
 """Part of the context that is free after turns were left out: the question shall not come again at once."""

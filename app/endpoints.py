@@ -107,7 +107,7 @@ def add_endpoint(
     paths = Paths.default()
     if (paths.models / name).is_dir():
         raise UserError(f"There is a converted model called {name}: choose another name.")
-    draft = Endpoint(name, url, model or "?", context, key_variable, not no_images)
+    draft = Endpoint(name, url, "?" if model is None else model, context, key_variable, not no_images)
     given = None
     if key or key_stdin:
         text = sys.stdin.readline() if key_stdin else typer.prompt("API key", hide_input=True)
@@ -123,7 +123,7 @@ def add_endpoint(
     if model is None and len(served) != 1:
         there = ", ".join(one_line(each.id) for each in served[:20]) or "none"
         raise UserError(f"Say which model with --model; the server has: {there}.")
-    endpoint = replace(draft, model=model or served[0].id)
+    endpoint = draft if model is not None else replace(draft, model=served[0].id)
     choose(endpoint, served)
     if given:
         keys.store(name, given)

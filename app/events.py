@@ -9,7 +9,7 @@ from typing import Literal
 from ..engine.events import ModelInfo
 from .attachments import Attachment
 from .context import Overflow
-from .database import Conversation, Turn
+from .conversation import Conversation, Turn
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class ModelLoading:
 
 @dataclass(frozen=True)
 class ModelReady:
-    """`name` is that of the model's directory; `info.name` is what the model was called when converted."""
+    """`name` is that of the model's directory or of the endpoint, and so is `info.name`."""
 
     name: str
     info: ModelInfo

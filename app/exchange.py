@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from markdown_it import MarkdownIt
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from ..engine.images import image_of
 from ..models.errors import UserError
 from .attachments import Attachment, attachment_of
-from .database import Conversation, Turn
+from .conversation import Conversation, Turn
 from .incoming import title_of
 from .overrides import NAMES
 from .settings import invalid
@@ -31,6 +31,9 @@ from .text import inert, one_line
 
 FORMATS = (".jsonl", ".md", ".html")
 _CONVERSATION = TypeAdapter(Conversation)
+_YEAR_10000 = 253_402_300_800.0
+"""In seconds since the epoch."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _DATA = re.compile(r'<script type="application/jsonl">\n(.*?)\n</script>', re.DOTALL)
 _MARK = re.compile(r"^<!-- (user|assistant) -->\n", re.MULTILINE)
 _PAGE = """\
@@ -73,12 +76,10 @@ def write(path: Path, conversations: Sequence[Conversation]) -> None:
     if (to_text := writers.get(path.suffix.lower())) is None:
         raise UserError(f"{path.name} has no known ending: name a file that ends in {', '.join(FORMATS)}.")
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent) as file:
             file.write(to_text(conversations))
-        try:
+            file.flush()
             os.link(file.name, path)  # fails where a file is there already
-        finally:
-            os.unlink(file.name)
     except FileExistsError:
         raise UserError(f"{path} is there already: name another file.") from None
     except OSError as error:
@@ -101,7 +102,8 @@ def read(path: Path) -> list[Conversation]:
         raise UserError(f"{path.name} has no known ending: choose a file that ends in {', '.join(FORMATS)}.")
     try:
         conversations = from_text(text)
-    except (ValidationError, UserError, ValueError, KeyError, TypeError):
+    except (UserError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        # JSON that is no conversation goes wrong wherever it differs from one.
         raise UserError(f"{path} is damaged, or of another program: nothing was imported.") from None
     if not conversations:
         raise UserError(f"{path} holds no conversation.")
@@ -138,11 +140,20 @@ def _image_from_dict(values: dict[str, str]) -> Attachment:
 
 
 def _from_jsonl(text: str) -> list[Conversation]:
-    return [_from_dict(json.loads(line)) for line in text.split("\n") if line.strip()]
+    return [_from_dict(_parsed(line)) for line in text.split("\n") if line.strip()]
 
 
-def _from_dict(values: dict[str, Any]) -> Conversation:
-    """Raises ValueError, ValidationError, UserError, KeyError or TypeError for what is no conversation."""
+def _parsed(line: str) -> Any:
+    """What the JSON stands for; lone surrogates, which no file and no database takes, are replaced.
+
+    Raises ValueError, also for numbers that are infinite or none, and RecursionError.
+    """
+    plain = json.dumps(json.loads(line), ensure_ascii=False, allow_nan=False)
+    return json.loads(_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", plain))
+
+
+def _from_dict(values: Any) -> Conversation:
+    """What goes wrong with values that are no conversation, `read` knows."""
     if values.pop("format") != 1:
         raise ValueError("another format")
     leaf_id = values.pop("leaf_id")
@@ -162,6 +173,8 @@ def _from_dict(values: dict[str, Any]) -> Conversation:
         raise ValueError("wrong settings")
     if not read.all_turns:
         raise ValueError("no turns")
+    if not all(0 <= each.created < _YEAR_10000 for each in (read, *read.all_turns)):
+        raise ValueError("no time that a clock could show")
     read.id = Conversation().id
     read.unread_id = new.get(read.unread_id)
     leaf = new.get(str(leaf_id))

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from ..engine.device import resolve_device, resolve_dtype
 from ..engine.events import ModelInfo
 from ..engine.memory import plan_memory
+from ..engine.options import EngineOptions
+from ..engine.thread import LoadOptions
 from ..models.checkpoint import Checkpoint
 from ..models.errors import UserError
 
@@ -41,3 +43,20 @@ def fits(
         except UserError as error:
             found[model.path.name] = Fit(0, str(error))
     return found
+
+
+def fit_together(loads: Iterable[LoadOptions], reclaimed: int) -> bool:
+    """Whether models that are loaded one after the other, each as it says, all have room.
+
+    `reclaimed` are the bytes that are freed before. A model that cannot be loaded at all does not fit.
+    """
+    try:
+        for load in loads:
+            model, where = Checkpoint.open(load.path), resolve_device(load.device)
+            dtype = resolve_dtype(load.dtype, where, model.manifest.dtype)
+            options = EngineOptions(max_context=load.max_context, max_sequences=load.max_sequences)
+            plan = plan_memory(model.config, dtype, where, options, reclaimed)
+            reclaimed -= plan.weight_bytes + plan.kv_bytes + plan.workspace_bytes
+    except UserError:
+        return False
+    return True

@@ -6,7 +6,7 @@ from rich.segment import Segment
 from textual.color import Color
 from textual.filter import LineFilter
 
-from .text import is_inert_line, one_line
+from .text import inert_line, is_inert_line
 
 
 class Guard(LineFilter):
@@ -20,6 +20,6 @@ class Guard(LineFilter):
         if all(is_inert_line(text) for text, _, _ in segments):
             return segments
         return [
-            segment if is_inert_line(segment.text) else Segment(one_line(segment.text), segment.style)
+            segment if is_inert_line(segment.text) else Segment(inert_line(segment.text), segment.style)
             for segment in segments
         ]

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 DEBUG_VARIABLE = "LITE_LLAMA_DEBUG"
+INTERNAL_ERROR = "Something went wrong in the program itself; the log file has the details."
 _LIMIT = 1_000_000
 logger = logging.getLogger("lite_llama")
 

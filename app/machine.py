@@ -6,11 +6,14 @@ import logging
 import os
 import resource
 import sys
+import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+CPU_WINDOW_S = 0.8
 log = logging.getLogger(__name__)
 
 
@@ -27,7 +30,7 @@ class GpuLoad:
 
 @dataclass(frozen=True)
 class MachineLoad:
-    """Of this process: `cpu` processors' worth of time since the sample before, and resident memory."""
+    """Of this process: processors' worth of time in the last CPU_WINDOW_S or more, and resident memory."""
 
     cpu: float
     rss_bytes: int
@@ -38,16 +41,25 @@ class Machine:
     """Takes samples. They block for some milliseconds: take them off the event loop."""
 
     def __init__(self) -> None:
-        self._at, self._cpu_s = time.monotonic(), _cpu_seconds()
+        self._before = deque([(time.monotonic(), _cpu_seconds())])
+        """When samples were taken, and the processors' time until then: those of the last CPU_WINDOW_S, and
+        the one before them. So it does not matter how often and by whom samples are taken."""
+        self._lock = threading.Lock()
         self._nvml: tuple[Any, Any] | None = None
         self._no_nvml = False
 
     def sample(self, *, gpu: bool) -> MachineLoad:
         """The load now; with `gpu` that of the first GPU too, which the engine uses."""
-        now, cpu_s = time.monotonic(), _cpu_seconds()
-        cpu = (cpu_s - self._cpu_s) / max(now - self._at, 1e-3)
-        self._at, self._cpu_s = now, cpu_s
-        return MachineLoad(cpu, _rss_bytes(), self._gpu() if gpu else None)
+        return MachineLoad(self._cpu(), _rss_bytes(), self._gpu() if gpu else None)
+
+    def _cpu(self) -> float:
+        with self._lock:
+            now, cpu_s = time.monotonic(), _cpu_seconds()
+            while len(self._before) > 1 and now - self._before[1][0] >= CPU_WINDOW_S:
+                self._before.popleft()
+            before, cpu_before_s = self._before[0]
+            self._before.append((now, cpu_s))
+        return (cpu_s - cpu_before_s) / max(now - before, 1e-3)
 
     def _gpu(self) -> GpuLoad | None:
         try:

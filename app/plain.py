@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..models.errors import UserError
 from .attachments import Attachments
-from .controller import Controller, create_engine
+from .controller import Controller
 from .database import open_or_replace
 from .events import ControllerEvent, ModelReady, PromptsKnown
 from .incoming import image_paths
 from .interrupt import on_interrupt
 from .library import NO_MODEL
 from .lines import Lines
+from .loader import create_engine
 from .paths import Paths
 from .plain_commands import Commands
 from .plain_output import PROMPT, Printer
@@ -106,7 +107,7 @@ class PlainChat:
         self._thread.join()
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
-        self.controller.close_engines()
+        self.controller.loader.close_engines()
 
     async def _open_database(self) -> None:
         database, notice = await open_or_replace(self.paths.database)
@@ -116,9 +117,10 @@ class PlainChat:
 
     def _find_model(self) -> None:
         """Have the model loaded that was used last, or any; offer to make one when there is none."""
-        name = self.call(self.controller.find_model(self._wanted_model)) or self._offer_demo()
+        wanted = self._wanted_model or self.controller.settings.model
+        name = self.call(self.controller.loader.find(wanted)) or self._offer_demo()
         if name is None:
-            self.call(self.controller.model_changed(None))
+            self.call(self.controller.loader.changed(None))
         else:
             self.printer.say(f"The model {name} is being loaded; you can write meanwhile.")
             # The prompt first: loading imports torch.
@@ -182,9 +184,9 @@ class PlainChat:
 
         async def fulfil() -> None:
             await wish
-            await self.controller.settled()
+            await self.controller.loader.done()
 
-        with on_interrupt(self.controller.cancel_load):
+        with on_interrupt(self.controller.loader.cancel):
             self.call(fulfil())
 
     async def _told(self, event: ControllerEvent) -> None:

@@ -85,7 +85,7 @@ class Commands:
             chat.printer.say("/open 1 opens the first." if self._listed else "There is no saved chat yet.")
 
     def _list_conversations(self) -> list[str]:
-        summaries = self._chat.call(self._chat.controller.summaries())[:LISTED]
+        summaries = self._chat.call(self._chat.controller.archive.summaries())[:LISTED]
         self._listed = [(summary.id, None) for summary in summaries]
         return [f"{summary.title}, {format_time(summary.updated)}" for summary in summaries]
 
@@ -93,7 +93,7 @@ class Commands:
         chat = self._chat
         if not words:
             raise UserError("Say what to look for: /search WORDS.")
-        hits = chat.call(chat.controller.search(words))[:LISTED]
+        hits = chat.call(chat.controller.archive.search(words))[:LISTED]
         self._listed = [(hit.conversation_id, hit.turn_id) for hit in hits]
         for place, hit in enumerate(hits, start=1):
             chat.printer.say(f"{place}. {hit.title}: {hit.text}")
@@ -161,7 +161,7 @@ class Commands:
             chat.load(chat.controller.load_model(name))
             return
         for place, (name, remarks) in enumerate(described.items(), start=1):
-            loaded = ["loaded"] if chat.controller.model_name == name else []
+            loaded = ["loaded"] if chat.controller.loader.name == name else []
             chat.printer.say(f"{place}. {name}: {', '.join([*remarks, *loaded])}")
         chat.printer.say("/model 1 loads the first.")
 

@@ -8,7 +8,7 @@ import time
 
 from .attachments import Attachment
 from .context import Overflow
-from .database import Conversation, Turn
+from .conversation import Conversation, Turn
 from .events import (
     BranchShown,
     CannotSee,

@@ -22,7 +22,7 @@ from ..engine.events import (
     Thinking,
     ThinkingDelta,
 )
-from .database import Status, Turn
+from .conversation import Status, Turn
 from .events import CannotSee, ContextUsed, Listener, PromptRead, TextAdded, ThinkingAdded, Told
 from .pace import Pace
 

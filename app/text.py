@@ -32,6 +32,11 @@ def is_inert_line(text: str) -> bool:
     return _ACTIVE_IN_A_LINE.search(text) is None
 
 
+def inert_line(text: str) -> str:
+    """`text` made inert in its line; a blank stands for each tab and newline, and all blanks stay."""
+    return inert(text).replace("\t", " ").replace("\n", " ")
+
+
 def one_line(text: str) -> str:
     """`text` as one inert line."""
     return " ".join(inert(text).split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..engine.request import GenerationRequest, Message, SamplingParams
-from .database import Turn
+from .conversation import Turn
 from .text import one_line
 
 MAX_WORDS = 6

@@ -20,17 +20,20 @@ from textual.keys import Keys
 from textual.screen import Screen
 from textual.widgets import Input, TextArea
 
-from ..engine.events import Usage
 from ..models.errors import UserError
 from ..models.units import format_bytes
 from . import clipboard, keymap, presets, terminal
 from .actions import ACTIONS, key_name, named
-from .controller import INTERNAL_ERROR, Controller, create_engine
-from .database import Turn, open_or_replace
+from .compare import Comparison
+from .compare_models import CompareModels
+from .controller import NO_MODEL, Controller
+from .database import open_or_replace
 from .driver import TerminalDriver
-from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told, TurnChanged
+from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told
 from .guard import Guard
-from .library import remember_speed, scan
+from .library import scan
+from .loader import create_engine
+from .log import INTERNAL_ERROR
 from .paths import Paths
 from .remote.endpoint import Endpoints
 from .screens.chat import ChatScreen
@@ -60,7 +63,7 @@ def run(
     graphics_widget()  # asks the terminal, while it still answers
     app = LiteLlamaApp(paths, model, create_engine, dark=terminal.is_dark())
     app.run()
-    app.controller.close_engines()
+    app.controller.loader.close_engines()
     return app.return_code or 0
 
 
@@ -90,6 +93,8 @@ class LiteLlamaApp(App[None]):
         super().__init__(driver_class=TerminalDriver)
         self.paths = paths
         self._wanted_model = model
+        self._create_engine = create_engine
+        self._comparison: Comparison | None = None
         self._store = SettingsStore(paths.settings)
         self._endpoints = Endpoints(paths.endpoints)
         self.controller = Controller(
@@ -134,7 +139,7 @@ class LiteLlamaApp(App[None]):
     @work
     async def _find_model(self) -> None:
         """Load the model that was used last, or any; have one made when there is none."""
-        name = await self.controller.find_model(self._wanted_model)
+        name = await self.controller.loader.find(self._wanted_model or self.settings.model)
         if name is not None:
             await self.controller.load_model(name)
         try:
@@ -152,6 +157,8 @@ class LiteLlamaApp(App[None]):
         if not self._ending:
             self._ending = True
             await self._remember_theme()
+            if self._comparison is not None:
+                await self._comparison.close()
             await self.controller.close()
             self.exit(return_code=code)
 
@@ -173,11 +180,6 @@ class LiteLlamaApp(App[None]):
             case ModelFailed(_, message):
                 self.notify(message, title="The model was not loaded", severity="error", markup=False)
                 self.action_models()
-            case TurnChanged(Turn(status=status, figures=Usage(decode_tokens_per_s=rate, remote=False))):
-                # Without a model, a reply that waited for one was stopped: the figures are older.
-                model = self.controller.model
-                if status != "streaming" and rate and model and model.device != "remote":
-                    await asyncio.to_thread(remember_speed, self.paths.models / model.name, rate)
             case CannotSee():
                 self.action_seeing_models()
             case ModelReady(name) if name != self.settings.model:
@@ -192,7 +194,7 @@ class LiteLlamaApp(App[None]):
 
         chosen = None
         while True:
-            screen = ModelScreen(self.paths, self.settings, self.controller.model, chosen)
+            screen = ModelScreen(self.paths, self.settings, self.controller.loader.model, chosen)
             match await self.push_screen_wait(screen):
                 case ModelChoice("rename", str(name), str(new_name)):
                     await self._rename_model(name, new_name)
@@ -224,12 +226,12 @@ class LiteLlamaApp(App[None]):
     async def _delete_model(self, name: str) -> None:
         from ..converter import remove
 
-        if self.controller.loading:
+        if self.controller.loader.loading:
             await self._told(
                 Told("A model is being loaded: wait, or stop it with Esc, before you delete one.")
             )
             return
-        if self.controller.model and self.controller.model.name == name:
+        if self.controller.loader.model and self.controller.loader.model.name == name:
             await self.controller.unload()
         try:
             freed = await asyncio.to_thread(remove, self.paths.models, name)
@@ -243,7 +245,7 @@ class LiteLlamaApp(App[None]):
         """Offer models that see images in place of the one that is loaded."""
         library = await asyncio.to_thread(scan, self.paths.models)
         names = [checkpoint.path.name for checkpoint in library.models if checkpoint.config.vision]
-        name = await self.push_screen_wait(SeeingModelsScreen(self.controller.model_name or "", names))
+        name = await self.push_screen_wait(SeeingModelsScreen(self.controller.loader.name or "", names))
         if name:
             await self.controller.load_model(name)
         elif name is not None:
@@ -260,10 +262,10 @@ class LiteLlamaApp(App[None]):
         from .screens.wizard import WizardScreen
 
         await self.controller.free_engine()  # the wizard loads its model in it
-        before = self.controller.model_name if self.controller.model else None
+        before = self.controller.loader.name if self.controller.loader.model else None
         name = None
         try:
-            engine = await self.controller.start_engine()
+            engine = await self.controller.loader.start_engine()
         except Exception:
             log.exception("the engine did not start")
             await self._told(Told(INTERNAL_ERROR, "error"))
@@ -271,13 +273,44 @@ class LiteLlamaApp(App[None]):
             wizard = WizardScreen(self.paths, engine, self.settings, first_run, source)
             name = await self.push_screen_wait(wizard)
             if name is not None:
-                self.controller.use_engine(engine)
-            elif self.controller.engine is not engine:
+                self.controller.loader.use_engine(engine)
+            elif self.controller.loader.engine is not engine:
                 engine.unload()
-        if before and self.controller.model is None:
+        if before and self.controller.loader.model is None:
             await self.controller.load_model(before)
         else:
-            await self.controller.model_changed(name)
+            await self.controller.loader.changed(name)
+
+    @work(group="dialog", exclusive=True)
+    async def action_compare(self) -> None:
+        from .screens.compare import CompareScreen
+
+        controller, loader = self.controller, self.controller.loader
+        if controller.replying or controller.titling or loader.loading:
+            await self._told(
+                Told("The model is at work: wait for it, or stop it with Esc, before you compare.")
+            )
+            return
+        models = CompareModels(loader, self.settings, self._create_engine, self._endpoints)
+        names = await models.names()
+        if not names:
+            await self._told(Told(NO_MODEL))
+            return
+        before, kept = loader.name if loader.model else None, None
+        comparison = self._comparison = Comparison(
+            models, controller.archive, self.settings, controller.own_settings
+        )
+        try:
+            screen = CompareScreen(comparison, names, comparison.first_sides(names, before))
+            kept = await self.push_screen_wait(screen)
+        finally:
+            self._comparison = None
+            await comparison.close()
+        if kept is not None:
+            await controller.take_conversation(kept)
+        wanted = kept.model if kept else before
+        if wanted and (models.displaced or wanted != before):
+            await controller.load_model(wanted)
 
     # Dialogs
 
@@ -308,7 +341,7 @@ class LiteLlamaApp(App[None]):
         from .screens.settings import Preferences, SettingsScreen
 
         await self._remember_theme()
-        model = self.controller.model
+        model = self.controller.loader.model
         before = Preferences(self.settings, self.controller.own_settings)
         after = await self.push_screen_wait(SettingsScreen(before, model.defaults if model else None))
         if after is not None:

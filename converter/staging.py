@@ -23,10 +23,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..models.checkpoint import MANIFEST, WEIGHTS
+from ..models.checkpoint import MANIFEST, WEIGHTS, Checkpoint
 from ..models.errors import UserError
 from .events import Cancelled
 from .names import check_name
@@ -123,11 +123,12 @@ class Staging:
 def staging(models_dir: Path, name: str, fingerprint: str | None = None) -> Iterator[Staging]:
     """A staging directory for the model `name`, taken over from a stopped run with the same `fingerprint`.
 
+    Without a fingerprint it is a new one, and what stopped runs have is left alone.
     When the block ends it is removed with all that is in it, unless it was stopped and has a part to keep.
     """
     models_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        root = _take_over(models_dir, name, fingerprint, stack)
+        root = _take_over(models_dir, name, fingerprint, stack) if fingerprint else None
         while root is None:
             new = Path(tempfile.mkdtemp(prefix=PREFIX, dir=models_dir))
             # Another process's clean_up may win the race for the directory that was just made.
@@ -146,9 +147,7 @@ def staging(models_dir: Path, name: str, fingerprint: str | None = None) -> Iter
         _discard(root, models_dir)
 
 
-def _take_over(
-    models_dir: Path, name: str, fingerprint: str | None, stack: contextlib.ExitStack
-) -> Path | None:
+def _take_over(models_dir: Path, name: str, fingerprint: str, stack: contextlib.ExitStack) -> Path | None:
     """The directory of a stopped run for this very model, its lock entered into `stack`.
 
     Parts of that name that something else left are deleted: nobody would go on with them.
@@ -251,7 +250,9 @@ def remove(models_dir: Path, name: str) -> int:
 
 
 def rename(models_dir: Path, name: str, new_name: str) -> None:
-    """Give a converted model another name. Raises UserError when it is taken or cannot be one."""
+    """Give a converted model another name. Raises UserError for a damaged model, and for a name that is taken
+    or cannot be one.
+    """
     check_name(name)
     check_name(new_name)
     source, target = models_dir / name, models_dir / new_name
@@ -259,10 +260,10 @@ def rename(models_dir: Path, name: str, new_name: str) -> None:
         raise _no_model(name)
     if target.exists():
         raise UserError(f"There is already a model called {new_name}: choose another name.")
-    manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8")) | {"name": new_name}
+    manifest = replace(Checkpoint.open(source).manifest, name=new_name)
     new = source / f".{MANIFEST}.new"
     try:
-        new.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        new.write_text(manifest.to_json(), encoding="utf-8")
         # The directory last: its name is the one that counts, the manifest's is for show.
         new.replace(source / MANIFEST)
         source.rename(target)

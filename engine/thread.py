@@ -19,7 +19,7 @@ from ..models.checkpoint import Checkpoint
 from ..models.errors import UserError
 from .engine import Engine
 from .events import EngineFigures, Failed, Loaded, LoadFailed, LoadProgress, ModelInfo
-from .options import EngineOptions
+from .options import DEFAULT_OPTIONS, EngineOptions
 from .request import GenerationRequest, Message, ScoreRequest
 from .sink import Sink, guarded
 
@@ -33,13 +33,14 @@ class LoadOptions:
     """Which converted model to load, and how.
 
     device: auto, cpu or cuda; dtype: auto, float32, bfloat16 or float16; max_context None: as the model
-    and the memory allow.
+    and the memory allow; max_sequences: requests that run at once.
     """
 
     path: Path
     device: str = "auto"
     dtype: str = "auto"
     max_context: int | None = None
+    max_sequences: int = DEFAULT_OPTIONS.max_sequences
 
 
 class _LoadCancelled(Exception):
@@ -181,7 +182,12 @@ class EngineThread:
         self._unload()
         try:
             checkpoint = Checkpoint.open(options.path)
-            how = EngineOptions(options.device, options.dtype, options.max_context)
+            how = EngineOptions(
+                options.device,
+                options.dtype,
+                options.max_context,
+                max_sequences=options.max_sequences,
+            )
             self._engine = Engine.load(checkpoint, how, progress)
         except _LoadCancelled:
             sink(LoadFailed("Loading was cancelled."))

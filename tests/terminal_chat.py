@@ -6,6 +6,7 @@ seconds: this file, run as a script.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib
 import json
@@ -51,12 +52,9 @@ class TerminalChat:
 
     def close(self) -> None:
         """End the chat, if one runs, and the terminal."""
-        self._control.close()
         self._answers.close()
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-        self._nursery.kill()
-        self._nursery.wait()
+        self._control.close()  # which ends the nursery and its chat, as the end of this process does
+        self._nursery.wait(20)
         self.hang_up()
 
     def hang_up(self) -> None:
@@ -165,9 +163,17 @@ def nursery(control: socket.socket) -> None:
                 code = int(end.code or 0)
             finally:
                 os._exit(code)
-        control.sendall(f"{pid}\n".encode())
-        status = os.waitpid(pid, 0)[1]
-        control.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        with contextlib.suppress(BrokenPipeError):
+            control.sendall(f"{pid}\n".encode())
+            control.sendall(f"{_exit_code(pid, control)}\n".encode())
+
+
+def _exit_code(pid: int, control: socket.socket) -> int:
+    """Wait for the chat; it is killed when the test that started it is gone, whatever became of that."""
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        if select.select([control], [], [], 0.02)[0]:  # its end: nothing is sent while a chat runs
+            os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 if __name__ == "__main__":

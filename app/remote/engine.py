@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 NOT_CONNECTED = "No endpoint is connected: choose a model first."
 NO_SCORES = "The tokens can only be looked at with a model of this machine: load one with /model."
+CANCELLED = "Connecting was cancelled."
 DISCONNECTED = "The endpoint was left before the reply was finished."
 _SEEDS = 2**31
 """Servers that take a seed take one of 31 bits."""
@@ -93,6 +94,7 @@ class RemoteEngine:
         self._connection: _Connection | None = None
         self._loading: asyncio.Task[_Connection] | None = None
         self._running: dict[int, tuple[_Running, asyncio.Task[Finished]]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="remote", daemon=True)
         self._thread.start()
@@ -117,7 +119,7 @@ class RemoteEngine:
         self._loop.call_soon_threadsafe(lambda: self._loading and self._loading.cancel())
 
     def unload(self) -> None:
-        """Leave the endpoint; running requests fail."""
+        """Leave the endpoint, or stop connecting to one; running requests fail."""
         self._loop.call_soon_threadsafe(self._leave)
 
     def submit(self, request: GenerationRequest, sink: Sink) -> int:
@@ -169,8 +171,6 @@ class RemoteEngine:
     # Everything below runs on the thread's event loop.
 
     def _load(self, endpoint: Endpoint, sink: Sink) -> None:
-        if self._loading:
-            self._loading.cancel()
         self._leave()
         sink(LoadProgress(0, 0, f"Connecting to {endpoint.host}"))
         self._loading = loading = asyncio.create_task(self._connect(endpoint))
@@ -188,26 +188,39 @@ class RemoteEngine:
         return _Connection(endpoint, client, served, _info(endpoint, served), counts)
 
     def _loaded(self, task: asyncio.Task[_Connection], sink: Sink) -> None:
-        if task is self._loading:
+        # It may have been left for another one, or for none, when it was done but this had yet to run.
+        is_left = task is not self._loading
+        if not is_left:
             self._loading = None
         if task.cancelled():
-            sink(LoadFailed("Connecting was cancelled."))
+            sink(LoadFailed(CANCELLED))
         elif isinstance(error := task.exception(), UserError):
             sink(LoadFailed(str(error)))
         elif error is not None:
             log.error("connecting failed", exc_info=error)
             sink(LoadFailed(f"Connecting failed ({type(error).__name__}): the log file has the details."))
+        elif is_left:
+            self._close(task.result())
+            sink(LoadFailed(CANCELLED))
         else:
             self._connection = task.result()
             sink(Loaded(self._connection.info))
 
     def _leave(self) -> None:
+        if self._loading:
+            self._loading.cancel()
+            self._loading = None
         if self._connection:
             for running, task in self._running.values():
                 running.abandoned = DISCONNECTED
                 task.cancel()
-            self._closing = asyncio.create_task(self._connection.client.close())
+            self._close(self._connection)
             self._connection = None
+
+    def _close(self, connection: _Connection) -> None:
+        closing = asyncio.create_task(connection.client.close())
+        self._closing.add(closing)  # the event loop itself keeps no task alive
+        closing.add_done_callback(self._closing.discard)
 
     def _submit(self, request_id: int, request: GenerationRequest, sink: Sink, now: float) -> None:
         connection = self._connection
@@ -272,9 +285,6 @@ class RemoteEngine:
 
     async def _end(self) -> None:
         tasks: list[asyncio.Task[Any]] = [task for _, task in self._running.values()]
-        if self._loading:
-            self._loading.cancel()
-            tasks.append(self._loading)
         self._leave()
         await asyncio.gather(*tasks, return_exceptions=True)
         others = asyncio.all_tasks() - {asyncio.current_task()}

@@ -22,7 +22,7 @@ from .. import editor, keymap
 from ..actions import ACTIONS, slash_command
 from ..attachments import Attachment, Attachments
 from ..controller import STILL_WRITING, Controller
-from ..database import Turn
+from ..conversation import Turn
 from ..events import (
     BranchShown,
     ContextFull,
@@ -124,7 +124,7 @@ class ChatScreen(Screen[None]):
 
     async def load(self) -> tuple[MachineLoad, EngineFigures | None]:
         """What the machine and the engine carry now."""
-        engine, model = self.controller.engine, self.controller.model
+        engine, model = self.controller.loader.engine, self.controller.loader.model
         load = await asyncio.to_thread(self._machine.sample, gpu=model is not None and model.device == "cuda")
         return load, engine.figures if engine else None
 
@@ -149,7 +149,7 @@ class ChatScreen(Screen[None]):
             case TurnAdded(turn):
                 self._header.show_title(self.controller.conversation.title)
                 await self._transcript.add(turn)
-                if turn.role == "assistant" and self.controller.loading:
+                if turn.role == "assistant" and self.controller.loader.loading:
                     return  # the load's progress stays in view
                 self._telemetry.show("Waiting for the engine")
             case ThinkingAdded(turn, tokens, rate):
@@ -217,7 +217,7 @@ class ChatScreen(Screen[None]):
     @work
     async def _ask_what_to_leave_out(self, full: ContextFull) -> None:
         controller, prompt = self.controller, full.prompt
-        model = one_line(controller.model_name or "the model")
+        model = one_line(controller.loader.name or "the model")
         choice = await self.app.push_screen_wait(
             ContextFullScreen(full.overflow, model, message=prompt is not None)
         )
@@ -242,9 +242,9 @@ class ChatScreen(Screen[None]):
             self._telemetry.show(f"No model is loaded · {key} to choose one", "$text-warning")
         elif reply is not None and reply.figures is not None:
             self._telemetry.show_usage(reply.figures)
-        elif self.controller.model is not None:
+        elif self.controller.loader.model is not None:
             self._telemetry.show("Ready")
-        elif not self.controller.loading:
+        elif not self.controller.loader.loading:
             self._telemetry.show("Starting")
 
     # What the user does
@@ -330,7 +330,7 @@ class ChatScreen(Screen[None]):
 
     async def _show_attachments(self) -> None:
         await self._attachment_bar.show(
-            self.attachments.items, self.attachments.reading, self.controller.model
+            self.attachments.items, self.attachments.reading, self.controller.loader.model
         )
         if self.focused is None:  # it was on a chip that is no longer there
             self._prompt.focus()
@@ -341,10 +341,10 @@ class ChatScreen(Screen[None]):
     async def action_cancel(self) -> None:
         if self._edited is not None:
             self._end_edit()
-        elif self.controller.replying:
+        elif self.controller.replying or self.controller.titling:
             await self.controller.cancel()
         else:
-            self.controller.cancel_load()
+            self.controller.loader.cancel()
 
     async def action_continue_reply(self) -> None:
         if self.controller.can_continue:

@@ -15,6 +15,7 @@ from textual.widgets import Static
 
 from ...engine.events import EngineFigures, ModelInfo
 from ...models.units import format_bytes
+from ..actions import named
 from ..controller import Controller
 from ..database import PastReply
 from ..machine import MachineLoad
@@ -31,7 +32,10 @@ Load = Callable[[], Awaitable[tuple[MachineLoad, EngineFigures | None]]]
 class FiguresScreen(ModalScreen[None]):
     """Figures that change are read again every second."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f9,enter", "dismiss", "Close")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,enter", "dismiss", "Close"),
+        named("app.figures").closing,
+    ]
 
     def __init__(self, controller: Controller, load: Load) -> None:
         """`load` samples what the machine and the engine carry."""
@@ -49,14 +53,14 @@ class FiguresScreen(ModalScreen[None]):
     async def on_mount(self) -> None:
         self.set_interval(REFRESH_S, self._show_now)
         await self._show_now()
-        replies = await self._controller.past_replies(REPLIES)
+        replies = await self._controller.archive.past_replies(REPLIES)
         self.query_one("#replies", Static).update(_table(replies) if replies else "There is none yet.")
 
     async def _show_now(self) -> None:
         load, engine = await self._load()
         lines = [
             Content.assemble((f"{name:<10}", "$text-primary"), text)
-            for name, text in _now(self._controller.model, load, engine)
+            for name, text in _now(self._controller.loader.model, load, engine)
         ]
         self.query_one("#now", Static).update(Content("\n").join(lines))
 

@@ -15,6 +15,7 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from ..actions import named
 from ..attachments import Attachment
 from ..incoming import IMAGE_SUFFIXES, image_paths
 from ..text import format_tokens, one_line
@@ -40,7 +41,8 @@ class ImagesScreen(ModalScreen[None]):
         Binding("v,ctrl+v", "clipboard", "Clipboard"),
         Binding("d,delete,backspace", "remove", "Remove"),
         Binding("s", "models", "Models that see"),
-        Binding("escape,f4,enter", "dismiss", "Close"),
+        Binding("escape,enter", "dismiss", "Close"),
+        named("app.images").closing,
     ]
 
     def __init__(self, chat: ChatScreen) -> None:
@@ -69,7 +71,7 @@ class ImagesScreen(ModalScreen[None]):
 
     def _fill(self) -> None:
         """Show the attachments as they are now; the cursor stays, or goes to the one that was added."""
-        items, model = self._chat.attachments.items, self._chat.controller.model
+        items, model = self._chat.attachments.items, self._chat.controller.loader.model
         grown, line = len(items) > self._list.option_count, self._list.highlighted or 0
         cost = f" · {format_tokens(model.image_tokens)}" if model and model.sees_images else ""
         details = [f"  {size_in_words(item)}{cost}" for item in items]
@@ -90,6 +92,11 @@ class ImagesScreen(ModalScreen[None]):
     def _moved(self) -> None:
         chosen = self._chosen
         self._picture.image = chosen.thumbnail if chosen else None
+
+    @on(OptionList.OptionSelected)
+    def _close(self) -> None:
+        """The list takes Enter for itself."""
+        self.dismiss()
 
     def action_remove(self) -> None:
         if chosen := self._chosen:

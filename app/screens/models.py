@@ -226,8 +226,11 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         self._models = {
             model.path.name: model for model in self._library.models if model.path.name not in self._endpoints
         }
+        self._damage = {
+            name: problem for name, problem in self._library.damage.items() if name not in self._endpoints
+        }
         self._speeds = {name: last_speed(model.path) for name, model in self._models.items()}
-        self._parts = {f"part:{part.fingerprint}": part for part in parts(paths.models)}
+        self._parts = {f"part:{part.name}:{part.fingerprint}": part for part in parts(paths.models)}
         self._locals: dict[str, Local] = {}
         self._fits: dict[str, Fit] = {}
         self._verification: threading.Event | None = None
@@ -287,7 +290,7 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         wanted = self.query_one("#filter", Input).value
         words = wanted.lower().split()
         options = [Option(self._entry(model), name) for name, model in self._models.items()]
-        options += [Option(_damaged(name), name) for name in self._library.damage]
+        options += [Option(_damaged(name), name) for name in self._damage]
         options += [Option(self._endpoint_entry(each), name) for name, each in self._endpoints.items()]
         options.sort(key=lambda option: (option.id or "").lower())
         options += [Option(_stopped(part), key) for key, part in self._parts.items()]
@@ -317,9 +320,7 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         load.label = "Convert ↵" if convert else "Load ↵"
         load.refresh(layout=True)  # a new label alone does not make it wider
         if self._verification is None:
-            problem = self._library.damage.get(key, "") or (
-                self._fits[key].problem if key in self._fits else ""
-            )
+            problem = self._damage.get(key, "") or (self._fits[key].problem if key in self._fits else "")
             self._note(problem, damage=True)
 
     def _entry(self, model: Checkpoint) -> Content:
@@ -369,8 +370,8 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
             return
         if source := self._parts.get(key) or self._locals.get(key):
             self.dismiss(ModelChoice("convert", source=source))
-        elif key in self._library.damage:
-            self.notify(self._library.damage[key], severity="error", markup=False)
+        elif key in self._damage:
+            self.notify(self._damage[key], severity="error", markup=False)
         else:
             self.dismiss(ModelChoice("load", key))
 
@@ -494,7 +495,7 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
             reason = "It is not converted yet: Enter converts it."
             if key in self._endpoints:
                 reason = f"{key} is an endpoint: e edits it."
-            self.notify(self._library.damage.get(key, reason), markup=False)
+            self.notify(self._damage.get(key, reason), markup=False)
         return self._models.get(key or "")
 
 

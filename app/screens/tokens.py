@@ -16,7 +16,7 @@ from textual.widgets.option_list import Option
 
 from ...engine.events import Alternative, Failed, PrefillProgress, Scored
 from ..controller import Controller
-from ..database import Turn
+from ..conversation import Turn
 from ..text import format_percent, format_tokens, one_line
 from ..widgets.tokens import LEVELS, UNLIKELY, TokenText, probability, shown
 
@@ -47,7 +47,7 @@ class TokensScreen(ModalScreen[tuple[int, ...] | None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as dialog:
             dialog.border_title = "Tokens"
-            if model := self._controller.model:
+            if model := self._controller.loader.model:
                 dialog.border_subtitle = escape(f"probabilities of {one_line(model.name)} at temperature 1")
             with Horizontal(id="panes"):
                 yield self._text

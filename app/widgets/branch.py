@@ -5,7 +5,7 @@ from __future__ import annotations
 from textual.content import Content
 from textual.widgets import Static
 
-from ..database import Conversation, Turn
+from ..conversation import Conversation, Turn
 
 
 class BranchLabel(Static):

@@ -69,11 +69,11 @@ class ChatList(Vertical):
     async def fill(self) -> None:
         """Read the list again; the cursor stays in its line."""
         text = self._search.value.strip()
-        summaries = await self._controller.summaries()
+        summaries = await self._controller.archive.summaries()
         words = text.casefold().split()
         self._lines = [each for each in summaries if all(word in each.title.casefold() for word in words)]
         if words:
-            self._lines += await self._controller.search(text)
+            self._lines += await self._controller.archive.search(text)
         line = self._options.highlighted or 0
         self._options.set_options([Option(_entry(each)) for each in self._lines])
         if self._lines:
@@ -98,7 +98,8 @@ class ChatList(Vertical):
         self._search.focus()
 
     def action_leave_search(self) -> None:
-        self._options.focus()
+        if self._search.has_focus:  # the title is left with Enter or Esc
+            self._options.focus()
 
     @work(exclusive=True)
     @on(Input.Changed, "#search")
@@ -125,7 +126,7 @@ class ChatList(Vertical):
 
     async def action_pin(self) -> None:
         if chosen := self._summary():
-            await self._controller.pin_conversation(chosen.id, not chosen.pinned)
+            await self._controller.archive.pin(chosen.id, not chosen.pinned)
             await self.fill()
 
     async def action_delete(self) -> None:
@@ -137,7 +138,7 @@ class ChatList(Vertical):
 
     async def action_undo(self) -> None:
         if self._deleted:
-            await self._controller.restore_conversation(self._deleted.pop().id)
+            await self._controller.archive.restore(self._deleted.pop().id)
             self._say(_KEYS)
             await self.fill()
 

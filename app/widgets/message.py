@@ -8,7 +8,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from .. import keymap
-from ..database import Conversation, Turn
+from ..conversation import Conversation, Turn
 from ..text import inert
 from .attachments import Chip
 from .branch import BranchLabel
@@ -35,9 +35,11 @@ class UserMessage(Vertical):
 class ReplyMessage(Vertical):
     """A reply: thinking and Markdown while and after they come, how it ended, and what can be done then."""
 
-    def __init__(self, conversation: Conversation, turn: Turn) -> None:
+    def __init__(self, conversation: Conversation, turn: Turn, *, offers: bool = True) -> None:
+        """`offers`: the screen has the actions that go on with a reply that was cut off."""
         super().__init__()
         self.turn = turn
+        self._offers = offers
         self._thinking = ThinkingBlock()
         self._body = ReplyMarkdown(inert(turn.text))
         self._outcome = Static(classes="outcome", markup=False)
@@ -85,7 +87,7 @@ class ReplyMessage(Vertical):
             "error": (turn.note, "$text-error"),
         }[turn.status]
         parts = [Content.styled(inert(reason), style)] if reason else []
-        if turn.status in ("stopped", "length", "error"):
+        if self._offers and turn.status in ("stopped", "length", "error"):
             offers = [offer("Try again", "regenerate")]
             if turn.has_begun:
                 offers.insert(0, offer("Continue", "continue_reply"))

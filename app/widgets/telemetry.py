@@ -18,7 +18,7 @@ SEPARATOR = " · "
 
 
 class Telemetry(Static):
-    """Shows of its figures those that fit, the most telling ones first."""
+    """Shows of its figures those that fit into its lines, the most telling ones first."""
 
     def __init__(self) -> None:
         super().__init__(id="telemetry", markup=False)
@@ -72,6 +72,11 @@ class Telemetry(Static):
         self._load = [Content(part) for part in load_in_words(load, engine)]
         self._draw()
 
+    def show_also(self, text: str) -> None:
+        """`text` in the place of the load, where this has several lines."""
+        self._load = [Content(text)] if text else []
+        self._draw()
+
     def _show(self, parts: list[Content]) -> None:
         self._parts = parts
         self._draw()
@@ -80,13 +85,16 @@ class Telemetry(Static):
         self._draw()
 
     def _draw(self) -> None:
-        width = self.content_size.width
-        shown: list[Content] = []
-        for part in [*self._parts, *(self._load if self.is_wide else [])]:
-            if shown and sum(each.cell_length + 3 for each in shown) + part.cell_length > width:
-                break
-            shown.append(part)
-        self.update(Content(SEPARATOR).join(shown))
+        width, height = self.content_size
+        lines: list[list[Content]] = [[]]
+        for part in [*self._parts, *(self._load if self.is_wide or height > 1 else [])]:
+            line = lines[-1]
+            if line and sum(each.cell_length + len(SEPARATOR) for each in line) + part.cell_length > width:
+                if len(lines) >= height:
+                    break
+                lines.append([])
+            lines[-1].append(part)
+        self.update(Content("\n").join(Content(SEPARATOR).join(line) for line in lines))
 
 
 def load_in_words(load: MachineLoad, engine: EngineFigures | None) -> list[str]:

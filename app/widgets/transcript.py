@@ -13,7 +13,7 @@ from textual.widgets import Static
 
 from .. import keymap
 from ..actions import ACTIONS
-from ..database import Conversation, Turn
+from ..conversation import Conversation, Turn
 from .message import ReplyMessage, UserMessage
 
 SHOWN_TURNS = 20

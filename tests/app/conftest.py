@@ -321,6 +321,14 @@ def engine():
     fake.close()
 
 
+@pytest.fixture
+def second_engine():
+    """The engine that an app makes beside `engine`, should it want two."""
+    fake = FakeEngine()
+    yield fake
+    fake.close()
+
+
 @pytest.fixture(autouse=True)
 def same_load(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine always has the same load: pictures show it."""
@@ -328,7 +336,7 @@ def same_load(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def make_app(engine: FakeEngine, paths: Paths, make_model: Callable[..., Path]):
+def make_app(engine: FakeEngine, second_engine: FakeEngine, paths: Paths, make_model: Callable[..., Path]):
     """`make_app()`: the app with the scripted engine and a converted model `tiny`, not yet running.
 
     `model=None` leaves out the model; `settings` is the text of the settings file.
@@ -340,7 +348,8 @@ def make_app(engine: FakeEngine, paths: Paths, make_model: Callable[..., Path]):
         if settings:
             paths.settings.parent.mkdir(parents=True, exist_ok=True)
             paths.settings.write_text(settings, encoding="utf-8")
-        return LiteLlamaApp(paths, create_engine=lambda: engine)
+        engines = iter((engine, second_engine))
+        return LiteLlamaApp(paths, create_engine=lambda: next(engines))
 
     return make
 

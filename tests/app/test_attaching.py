@@ -95,7 +95,7 @@ def chat(make_app, until):
         async def __aenter__(self):
             self._run = self.app.run_test(size=self.size)
             running = Chat(self.app, await self._run.__aenter__(), until)
-            await running.until(lambda: not running.controller.loading)
+            await running.until(lambda: not running.controller.loader.loading)
             return running
 
         async def __aexit__(self, *error):
@@ -225,6 +225,34 @@ async def test_the_picker(chat, draw, tmp_path, monkeypatch):
         await c.until(lambda: c.app.screen.query_one(OptionList).option_count == 1)
         await c.pilot.press("escape")
         assert c.chips() == [["cat.png", "40 x 30", "576 tokens"]]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (160, 48)])
+async def test_many_images_leave_the_panel_whole_and_enter_closes_it(chat, draw, size):
+    async with chat(size=size) as c:
+        paths = [str(draw(f"{number}.png", (40 + number, 30))) for number in range(20)]
+        await c.write(f"/image {' '.join(paths)}")
+        await c.until(lambda: len(c.app.screen.attachments.items) == 20)
+        await c.pilot.press("f4")
+        await c.on(ImagesScreen)
+        await c.until(lambda: c.app.screen.query_one(OptionList).option_count == 20)
+        screen = c.app.screen
+        await c.until(lambda: screen.query_one(OptionList).size.height > 2)
+        inside = screen.query_one("#dialog").content_region
+        assert all(inside.contains_region(screen.query_one(part).region) for part in ("#preview", "#keys"))
+        await c.pilot.press("enter")
+        await c.until(lambda: c.app.screen is not screen)
+
+
+async def test_many_models_that_see_leave_their_dialog_whole(chat, make_model):
+    for number in range(30):
+        make_model(f"llava-{number}")
+    async with chat(model="a-text-only", size=(80, 24)) as c:
+        await c.app.run_action("seeing_models")
+        await c.on(SeeingModelsScreen)
+        await c.pilot.press("end")
+        options = c.app.screen.query_one(OptionList)
+        assert c.app.screen.query_one("#dialog").content_region.contains_region(options.region)
 
 
 async def test_the_clipboards_image(chat, monkeypatch):
@@ -450,7 +478,7 @@ async def test_a_model_that_sees_is_offered_and_the_message_kept(chat, draw, eng
             "Stay with blind",
         ]
         await c.pilot.press("enter")
-        await c.until(lambda: c.controller.model and c.controller.model.name == "llava-1.5-7b")
+        await c.until(lambda: c.controller.loader.model and c.controller.loader.model.name == "llava-1.5-7b")
         await c.until(lambda: c.chips() == [["cat.png", "40 x 30", "576 tokens"]])
         assert c.prompt.text == "What is this?"
         await c.pilot.press("enter")
@@ -506,7 +534,7 @@ async def test_another_model_goes_on_without_earlier_images_and_says_so(chat, dr
         await c.attach(draw())
         await c.ask("What is this?")
         await c.controller.load_model("text-only")
-        await c.until(lambda: c.controller.model and c.controller.model.name == "text-only")
+        await c.until(lambda: c.controller.loader.model and c.controller.loader.model.name == "text-only")
         await c.until(lambda: " 12 / 2,048" in c.context())
         await c.ask("And what is 1 + 1?")
         assert answered(engine) == [[], [], []]

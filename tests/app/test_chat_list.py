@@ -123,6 +123,20 @@ def test_snippets_are_inert_and_highlighted():
     assert [(span.start, span.end) for span in content.spans if "bold" in str(span.style)] == [(2, 6)]
 
 
+async def test_the_down_key_stays_in_the_new_title(chat):
+    async with chat() as c:
+        await c.ask("first question")
+        await c.pilot.press("ctrl+o")
+        await c.screen(ConversationsScreen)
+        await c.until(lambda: lines(c) == ["first question"])
+        await c.pilot.press("r", "down")
+        title = c.app.screen.query_one("#title", Input)
+        assert title.has_focus
+        title.value = "renamed"
+        await c.pilot.press("enter")
+        await c.until(lambda: lines(c) == ["renamed"])
+
+
 async def test_the_model_writes_the_title_when_asked(chat, engine):
     async with chat() as c:
         await c.ask("What do llamas say?")
@@ -136,6 +150,20 @@ async def test_the_model_writes_the_title_when_asked(chat, engine):
         engine.reply("\n")
         await c.send("/retitle")
         await c.until(lambda: "The model wrote no title: the old one stays." in c.notices())
+
+
+async def test_escape_stops_the_writing_of_a_title(chat, engine):
+    async with chat() as c:
+        await c.ask("What do llamas say?")
+        engine.reply("On ", "and on", hold_after=1)
+        await c.send("/retitle")
+        await c.until(lambda: len(engine.requests) == 2)
+        await c.pilot.press("escape")
+        await c.until(lambda: "Stopped: the old title stays." in c.notices())
+        assert c.app.controller.conversation.title == "What do llamas say?"
+        engine.reply("Humming")
+        await c.send("/retitle")
+        await c.until(lambda: c.app.controller.conversation.title == "Humming")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +187,7 @@ async def test_a_reopened_chat_offers_its_model(chat, engine, make_model):
         await c.until(lambda: c.app.screen.query_one("#offer").display)
         assert c.text_of("#offer") == "This chat was with tiny   use it again Ctrl+L"
         await c.pilot.press("ctrl+l")
-        await c.until(lambda: c.app.controller.model_name == "tiny" and not c.app.controller.loading)
+        await c.until(lambda: c.app.controller.loader.name == "tiny" and not c.app.controller.loader.loading)
         await c.until(lambda: not c.app.screen.query_one("#offer").display)
 
 

@@ -13,9 +13,10 @@ from textual import events
 from textual._xterm_parser import XTermParser
 from textual.widgets import Input, Static
 
-from lite_llama.app import controller as controller_module
 from lite_llama.app.actions import ACTIONS
-from lite_llama.app.database import Conversation, Database, Turn
+from lite_llama.app.conversation import Conversation, Turn
+from lite_llama.app.database import Database
+from lite_llama.app.log import INTERNAL_ERROR
 from lite_llama.app.screens.chat import ChatScreen
 from lite_llama.app.screens.conversations import ConversationsScreen
 from lite_llama.app.screens.help import HelpScreen
@@ -514,7 +515,7 @@ async def test_after_a_crash_the_partial_reply_is_there(chat, engine, paths):
         await c.until(lambda: c.shown() == ["q", "half"])
         assert c.text_of(".outcome").startswith("Stopped   Continue")
         assert any("cut off" in notice for notice in c.notices())
-        await c.until(lambda: c.app.controller.model)
+        await c.until(lambda: c.app.controller.loader.model)
         await c.pilot.press("ctrl+g")
         await c.until(lambda: c.shown() == ["q", "half and whole"])
 
@@ -534,7 +535,7 @@ async def test_a_damaged_database_is_told(chat, paths):
 async def test_the_model_used_last_is_loaded(chat, engine, make_model, paths):
     make_model("alpha")
     async with chat(settings='model = "tiny"\n', wait=False) as c:
-        await c.until(lambda: c.app.controller.model)
+        await c.until(lambda: c.app.controller.loader.model)
         assert engine.loads[0].path == paths.models / "tiny"
 
 
@@ -556,7 +557,7 @@ async def test_a_failed_load_is_told_and_another_model_can_be_chosen(chat, engin
         assert engine.load_error in c.notices()
         engine.load_error = None
         await c.pilot.press("down", "enter")
-        await c.until(lambda: c.app.controller.model)
+        await c.until(lambda: c.app.controller.loader.model)
         await c.screen(ChatScreen)
         await c.until(lambda: "tiny" in c.text_of("#header"))
         assert engine.loads[-1].path.name == "tiny"
@@ -590,9 +591,7 @@ async def test_an_engine_that_does_not_start_is_told(paths, engine, make_model, 
 
     app = LiteLlamaApp(paths, create_engine=broken)
     async with app.run_test() as pilot:
-        await until(
-            pilot, lambda: controller_module.INTERNAL_ERROR in [n.message for n in app._notifications]
-        )
+        await until(pilot, lambda: INTERNAL_ERROR in [n.message for n in app._notifications])
         assert isinstance(app.screen, ChatScreen)
     assert "libcuda.so is missing" in caplog.text
 
@@ -660,7 +659,7 @@ async def test_the_screen_is_up_before_the_engine(paths, engine, make_model, unt
         await pilot.press("h", "i")
         assert app.query_one(PromptInput).text == "hi"
         engine.load_hold.set()
-        await until(pilot, lambda: app.controller.model)
+        await until(pilot, lambda: app.controller.loader.model)
 
 
 def test_the_app_is_there_without_torch():

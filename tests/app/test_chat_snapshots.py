@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from textual.widgets import Input, OptionList
 
+from lite_llama.app.requests import messages
 from lite_llama.app.screens.chat import ChatScreen
 from lite_llama.app.widgets.prompt import PromptInput
 
@@ -119,7 +120,8 @@ def test_chat_looks_as_accepted(
         await until(pilot, says(expected))
         if state not in ("streaming", "thinking", "queue"):
             await until(pilot, lambda: not app.controller.replying)
-            used = engine.count_tokens(app.controller._messages(app.controller.conversation.turns))
+            conversation = app.controller.conversation
+            used = engine.count_tokens(messages(conversation, conversation.turns, engine.model))
             await until(
                 pilot, lambda: f" {used} / {engine.max_context:,}" in str(app.query_one("#context").render())
             )
@@ -156,6 +158,7 @@ def test_chat_looks_as_accepted(
             await pilot.press("enter")
             await until(pilot, lambda: isinstance(app.screen, ChatScreen) and len(engine.requests) == 3)
             await until(pilot, lambda: not app.controller.replying)
+            conversation = app.controller.conversation
             used = engine.count_tokens(engine.requests[-1].messages) + 5
             await until(pilot, lambda: f" {used} / " in str(app.query_one("#context").render()))
         await pilot.pause()

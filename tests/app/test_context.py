@@ -6,7 +6,8 @@ from textual.widgets import OptionList
 
 from lite_llama.app.attachments import attachment_of
 from lite_llama.app.context import plan
-from lite_llama.app.database import Conversation, Database, Turn
+from lite_llama.app.conversation import Conversation, Turn
+from lite_llama.app.database import Database
 from lite_llama.app.screens.chat import ChatScreen
 from lite_llama.app.screens.context_full import ContextFullScreen
 from lite_llama.app.widgets.message import ReplyMessage, UserMessage
@@ -86,7 +87,7 @@ def full(make_app, engine, until):
             self.app = make_app()
             self.run = self.app.run_test(size=(100, 40))
             pilot = await self.run.__aenter__()
-            await until(pilot, lambda: self.app.controller.model)
+            await until(pilot, lambda: self.app.controller.loader.model)
             for number in range(3):
                 await self.app.controller.send(f"{number} two three four five six")
                 await until(pilot, lambda: not self.app.controller.replying)
@@ -174,7 +175,7 @@ async def test_a_reply_that_filled_the_context_goes_on_when_something_is_left_ou
     engine.max_context = 30
     app = make_app()
     async with app.run_test(size=(100, 40)) as pilot:
-        await until(pilot, lambda: app.controller.model)
+        await until(pilot, lambda: app.controller.loader.model)
         await app.controller.send("a b")
         await until(pilot, lambda: not app.controller.replying)
         engine.reply("x " * 16, reason="length")
@@ -198,7 +199,7 @@ async def test_images_count_and_are_left_out_with_their_turn(
     pillow.new("RGB", (4, 4)).save(tmp_path / "a.png")
     image = attachment_of(read_image(tmp_path / "a.png"))
     async with app.run_test(size=(100, 40)) as pilot:
-        await until(pilot, lambda: app.controller.model)
+        await until(pilot, lambda: app.controller.loader.model)
         for number in range(3):
             await app.controller.send(f"{number}" if number else "", (image,))
             await until(pilot, lambda: not app.controller.replying)
@@ -240,7 +241,7 @@ async def test_a_new_version_that_does_not_fit_stays_one(full, engine, until, ch
 async def test_another_reply_may_need_room_too(make_app, engine, until):
     app = make_app()
     async with app.run_test(size=(100, 40)) as pilot:
-        await until(pilot, lambda: app.controller.model)
+        await until(pilot, lambda: app.controller.loader.model)
         for number in range(3):
             await app.controller.send(f"{number} two three four five six")
             await until(pilot, lambda: not app.controller.replying)
@@ -260,7 +261,7 @@ async def test_a_full_context_pauses_the_queue(make_app, engine, until):
     engine.max_context = LIMIT
     app = make_app()
     async with app.run_test(size=(100, 40)) as pilot:
-        await until(pilot, lambda: app.controller.model)
+        await until(pilot, lambda: app.controller.loader.model)
         for number in range(2):
             await app.controller.send(f"{number} two three four five six")
             await until(pilot, lambda: not app.controller.replying)
@@ -281,7 +282,7 @@ async def test_other_refusals_are_told_as_ever(make_app, engine, until):
     engine.reply(refuse="The chat template refuses this.")
     app = make_app()
     async with app.run_test() as pilot:
-        await until(pilot, lambda: app.controller.model)
+        await until(pilot, lambda: app.controller.loader.model)
         await app.controller.send("Hi")
         await until(pilot, lambda: not app.controller.replying)
         assert isinstance(app.screen, ChatScreen)
@@ -292,7 +293,7 @@ async def test_from_80_percent_on_the_meter_tells_what_goes_first(make_app, engi
     engine.max_context = 32
     app = make_app()
     async with app.run_test(size=(100, 30)) as pilot:
-        await until(pilot, lambda: app.controller.model)
+        await until(pilot, lambda: app.controller.loader.model)
         await app.controller.send("a b")
         await until(pilot, lambda: "11 / 32" in str(app.query_one("#context").render()))
         assert app.query_one("#context").tooltip is None

@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from lite_llama.app import controller as module
-from lite_llama.app import replies
-from lite_llama.app.controller import Controller
-from lite_llama.app.database import Conversation, Database, Turn
+from lite_llama.app import controller, meter, replies
+from lite_llama.app.archive import Archive
+from lite_llama.app.controller import STILL_WRITING, Controller
+from lite_llama.app.conversation import Conversation, Turn
+from lite_llama.app.database import Database
 from lite_llama.app.events import (
     BranchShown,
     ContextUsed,
@@ -28,6 +29,7 @@ from lite_llama.app.events import (
     TurnAdded,
     TurnChanged,
 )
+from lite_llama.app.log import INTERNAL_ERROR
 from lite_llama.app.remote.endpoint import Endpoints
 from lite_llama.app.settings import Settings
 from lite_llama.engine.events import Thinking
@@ -42,7 +44,7 @@ class Desk:
         self.controller = Controller(
             settings, paths.models, lambda: engine, self._listen, Endpoints(paths.endpoints)
         )
-        self.controller.database, self.controller._open = database, True
+        self.controller.archive, self.controller._open = Archive(database, self._listen), True
 
     async def _listen(self, event):
         self.told.append(event)
@@ -65,7 +67,7 @@ class Desk:
 
     async def stored(self):
         """What another program would read from the file now."""
-        return await self.controller.database.load(self.controller.conversation.id)
+        return await self.controller.archive.database.load(self.controller.conversation.id)
 
     async def same_stored(self):
         """Whether the file has the same turns in the same branches."""
@@ -98,9 +100,9 @@ async def desk(make_desk, engine, database):
     """A controller whose model `tiny` is loaded."""
     made = make_desk()
     engine.use("tiny")
-    await made.controller.start_engine()
+    await made.controller.loader.start_engine()
     await made.controller.start(database)
-    await made.controller.model_changed("tiny")
+    await made.controller.loader.changed("tiny")
     return made
 
 
@@ -204,7 +206,7 @@ async def test_a_prompt_that_is_refused_goes_back_and_leaves_no_trace(desk, engi
     ]
     assert len(desk.of(BranchShown)) == 1
     assert desk.turns == []
-    assert await desk.controller.summaries() == []
+    assert await desk.controller.archive.summaries() == []
 
 
 async def test_a_refused_continue_or_retry_leaves_the_reply_as_it_was(desk, engine):
@@ -239,9 +241,9 @@ async def test_the_length_limit_is_explained(desk, engine, max_context, sentence
 async def test_the_request_holds_the_history_and_the_settings(make_desk, engine, database):
     engine.use("tiny")
     desk = make_desk(system_prompt="Be brief.", temperature=0.1, max_gen_len=5)
-    await desk.controller.start_engine()
+    await desk.controller.loader.start_engine()
     await desk.controller.start(database)
-    await desk.controller.model_changed("tiny")
+    await desk.controller.loader.changed("tiny")
     engine.reply("1")
     await desk.controller.send("a")
     await desk.replied()
@@ -287,8 +289,8 @@ async def test_opening_a_conversation_stops_the_reply_and_saves_it(desk, engine)
     second = desk.controller.conversation.id
     await desk.controller.open_conversation(first)
     assert desk.turns[0] == ("user", "first", "complete")
-    assert (await desk.controller.database.load(second)).turns[-1].status == "stopped"
-    assert [summary.id for summary in await desk.controller.summaries()] == [second, first]
+    assert (await desk.controller.archive.database.load(second)).turns[-1].status == "stopped"
+    assert [summary.id for summary in await desk.controller.archive.summaries()] == [second, first]
 
 
 async def test_deleting_the_open_conversation_leaves_an_empty_one(desk):
@@ -296,10 +298,10 @@ async def test_deleting_the_open_conversation_leaves_an_empty_one(desk):
     await desk.replied()
     gone = desk.controller.conversation.id
     await desk.controller.rename_conversation(gone, "  renamed\x1b[2J \n title ")
-    assert [summary.title for summary in await desk.controller.summaries()] == ["renamed[2J title"]
+    assert [summary.title for summary in await desk.controller.archive.summaries()] == ["renamed[2J title"]
     await desk.controller.delete_conversation(gone)
     assert desk.turns == []
-    assert await desk.controller.summaries() == []
+    assert await desk.controller.archive.summaries() == []
 
 
 async def test_a_reply_cut_off_by_a_crash_is_shown_and_can_go_on(desk, engine, database):
@@ -378,8 +380,8 @@ async def test_a_reopened_conversation_has_its_queue(desk, engine):
 
 async def test_without_a_model_nothing_is_sent(make_desk, engine):
     desk = make_desk()
-    await desk.controller.start_engine()
-    await desk.controller.model_changed(None)
+    await desk.controller.loader.start_engine()
+    await desk.controller.loader.changed(None)
     assert desk.of(ModelGone)
     await desk.controller.send("Hi")
     assert desk.of(PromptReturned) == [PromptReturned("Hi")]
@@ -451,8 +453,8 @@ async def test_the_engine_is_created_off_the_event_loop(database, engine, paths)
         return engine
 
     desk = Desk(database, engine, paths, Settings.model_validate({}))
-    desk.controller._create_engine = create
-    await asyncio.gather(desk.controller.start_engine(), desk.controller.start_engine())
+    desk.controller.loader._create_engine = create
+    await asyncio.gather(desk.controller.loader.start_engine(), desk.controller.loader.start_engine())
     assert len(threads) == 1
     assert threads[0] is not threading.main_thread()
 
@@ -463,16 +465,16 @@ async def test_an_engine_that_cannot_be_created_fails_the_load(make_desk, caplog
     def broken():
         raise OSError("libcuda.so is missing")
 
-    desk.controller._create_engine = broken
+    desk.controller.loader._create_engine = broken
     await desk.controller.load_model("tiny")
     await desk.until(lambda: desk.of(ModelFailed))
-    assert desk.of(ModelFailed)[0].message == module.INTERNAL_ERROR
+    assert desk.of(ModelFailed)[0].message == INTERNAL_ERROR
     assert "libcuda.so is missing" in caplog.text
     caplog.clear()
 
 
 async def test_the_context_meter_counts_the_conversation_and_the_draft(desk, engine, monkeypatch):
-    monkeypatch.setattr(module, "COUNT_AFTER_S", 0.01)
+    monkeypatch.setattr(meter, "COUNT_AFTER_S", 0.01)
     desk.controller.set_draft("two words")
     await desk.until(lambda: desk.of(ContextUsed))
     assert desk.of(ContextUsed)[-1] == ContextUsed(4 + 2, 2048)
@@ -488,7 +490,7 @@ async def test_the_context_meter_counts_the_conversation_and_the_draft(desk, eng
 
 async def test_a_disk_that_fails_is_told_once_and_the_reply_goes_on(desk, engine, paths, monkeypatch):
     monkeypatch.setattr(replies, "SAVE_EVERY_S", 0.0)
-    await desk.controller.database._connection.execute("PRAGMA busy_timeout = 10")
+    await desk.controller.archive.database._connection.execute("PRAGMA busy_timeout = 10")
     locker = sqlite3.connect(paths.database)
     locker.execute("BEGIN IMMEDIATE")
     engine.reply("a", "b", "c", delay=0.12)
@@ -528,7 +530,7 @@ async def test_close_stops_and_saves(desk, engine, paths):
 
 
 async def test_close_does_not_wait_for_an_engine_that_hangs(desk, engine, paths, monkeypatch):
-    monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(controller, "CLOSE_TIMEOUT_S", 0.05)
     monkeypatch.setattr(engine, "cancel", lambda request_id: None)
     engine.reply("half", "never", hold_after=1)
     await desk.controller.send("Hi")
@@ -717,7 +719,7 @@ async def test_during_a_reply_branches_stay_as_they_are(desk, engine):
     await desk.controller.edit(first, "x")
     second = desk.controller.conversation.turns[1]
     assert await desk.controller.switch_branch(second, -1) is second
-    assert [told.text for told in desk.of(Told)] == [module.STILL_WRITING] * 3
+    assert [told.text for told in desk.of(Told)] == [STILL_WRITING] * 3
     await desk.controller.cancel()
     assert texts(desk.controller.conversation.turns)[:3] == ["a", "2", "b"]
 
@@ -775,6 +777,6 @@ async def test_a_reopened_conversation_offers_its_model(desk, engine, make_model
 
 async def test_a_model_that_is_gone_is_not_offered(desk, engine):
     await ask(desk, engine, "a", "1")
-    desk.controller.model_name = "other"
+    desk.controller.loader.name = "other"
     await desk.controller.open_conversation(desk.controller.conversation.id)
     assert desk.of(ModelOffered)[-1] == ModelOffered(None)

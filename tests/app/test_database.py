@@ -9,7 +9,8 @@ from PIL import Image as pillow
 
 from lite_llama.app import database, image_store
 from lite_llama.app.attachments import attachment_of
-from lite_llama.app.database import Conversation, DamagedError, Database, Turn, open_or_replace
+from lite_llama.app.conversation import Conversation, Turn
+from lite_llama.app.database import DamagedError, Database, open_or_replace
 from lite_llama.app.image_store import ImageStore
 from lite_llama.engine.events import Thinking, Usage
 from lite_llama.engine.images import read_image

@@ -1,6 +1,7 @@
 """Export and import: what is written comes back, and a page is harmless."""
 
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -9,7 +10,8 @@ from PIL import Image as pillow
 
 from lite_llama.app import exchange
 from lite_llama.app.attachments import attachment_of
-from lite_llama.app.database import Conversation, Turn
+from lite_llama.app.conversation import Conversation, Turn
+from lite_llama.app.database import Database
 from lite_llama.engine.events import Thinking, Usage
 from lite_llama.engine.images import read_image
 from lite_llama.models.errors import UserError
@@ -109,6 +111,16 @@ DAMAGED = {
     "another role": lambda good: good | {"all_turns": [{"role": "king", "text": "x"}]},
     "a cycle": cycle,
     "turns twice": lambda good: good | {"all_turns": good["all_turns"] * 2},
+    "a text": lambda good: '"hello"',
+    "nothing": lambda good: "null",
+    "turns of another kind": lambda good: good | {"all_turns": [1]},
+    "turns by name": lambda good: good | {"all_turns": {"a": 1}},
+    "images of another kind": lambda good: good | {"all_turns": [good["all_turns"][0] | {"images": [[]]}]},
+    "too deep": lambda good: "[" * 100_000,
+    "a deep setting": lambda good: json.dumps(good)[:-1] + ', "settings": ' + '{"a":' * 100_000,
+    "a time that no clock shows": lambda good: good | {"created": 1e300},
+    "no number": lambda good: good | {"created": math.nan},
+    "infinite": lambda good: good | {"settings": {"temperature": math.inf}},
 }
 
 
@@ -119,6 +131,38 @@ def test_a_damaged_file_is_refused(tmp_path, damage):
     path.write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
     with pytest.raises(UserError, match="damaged"):
         exchange.read(path)
+
+
+@pytest.mark.parametrize("text", ["<!-- user -->\n## You\n\nHi\n\n", "<!-- assistant -->\n"])
+def test_markdown_without_a_title_is_refused(tmp_path, text):
+    (tmp_path / "talk.md").write_text(text)
+    with pytest.raises(UserError, match="damaged"):
+        exchange.read(tmp_path / "talk.md")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".html"])
+async def test_half_characters_are_replaced_and_can_be_saved(tmp_path, suffix):
+    path = tmp_path / f"talk{suffix}"
+    exchange.write(path, [talk()])
+    told = path.read_text(encoding="utf-8").replace("first", r"half \ud800 and \ud83e\udd99")
+    path.write_text(told.replace("Be brief.", r"\udc00"), encoding="utf-8")
+    (read,) = exchange.read(path)
+    assert read.system_prompt == "\ufffd"
+    assert read.all_turns[1].text == "half \ufffd and 🦙"
+    database = await Database.open(tmp_path / "chats.sqlite3")
+    await database.save(read, read.all_turns)
+    assert (await database.load(read.id)).all_turns == read.all_turns
+    await database.close()
+
+
+def test_an_export_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exchange, "_who", fails)
+    with pytest.raises(UserError, match="No space left on device"):
+        exchange.write(tmp_path / "talk.md", [talk()])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.md", b"no marks"), ("a.html", b"<p>"), ("a.jsonl", b"\n")])
@@ -145,7 +189,7 @@ async def test_export_and_import_by_command(chat, engine, tmp_path):
         assert c.prompt.text == "/import "
         await c.send(f"/import {path}")
         await c.until(lambda: c.shown() == ["What do llamas do?", "**hum**"])
-        assert len(await c.app.controller.summaries()) == 2
+        assert len(await c.app.controller.archive.summaries()) == 2
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".html"])

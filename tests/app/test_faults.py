@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import resource
 import shutil
@@ -72,16 +73,17 @@ def real(tiny, paths, until):
     @contextlib.asynccontextmanager
     async def run():
         shutil.copytree(tiny, paths.models / "tiny", dirs_exist_ok=True)
-        paths.settings.write_text('max_gen_len = 120\ndevice = "cpu"\n')
+        # With this seed a reply is long enough for `fail_step`.
+        paths.settings.write_text('max_gen_len = 120\ndevice = "cpu"\nseed = 2\n')
         app = LiteLlamaApp(paths)
         try:
             async with app.run_test() as pilot:
                 chat = RealChat(app, pilot, until)
-                await chat.until(lambda: chat.controller.model)
+                await chat.until(lambda: chat.controller.loader.model)
                 yield chat
         finally:
-            if app.controller.engine is not None:
-                app.controller.engine.close()
+            if app.controller.loader.engine is not None:
+                app.controller.loader.engine.close()
 
     return run
 
@@ -138,11 +140,11 @@ async def test_an_engine_thread_that_would_end_says_so_and_takes_the_model_again
         assert (reply.status, "load it again" in reply.note) == ("error", True)
         assert reply.text
         assert stored(paths)[-1] == (reply.text, "error")
-        assert c.controller.model is None
+        assert c.controller.loader.model is None
         await c.send("Again")
         await c.until(lambda: "No model is loaded" in c.notices())
         await c.controller.load_model("tiny")
-        await c.until(lambda: c.controller.model)
+        await c.until(lambda: c.controller.loader.model)
         assert (await c.ask("Once more")).status in ("complete", "length")
 
 
@@ -166,9 +168,9 @@ async def test_a_model_deleted_under_a_chat_answers_to_its_end_and_is_missed_at_
         assert c.controller.last_reply.status in ("complete", "length")
         assert (await c.ask("Again")).status in ("complete", "length")
         await c.controller.load_model("tiny")
-        await c.until(lambda: not c.controller.loading)
+        await c.until(lambda: not c.controller.loader.loading)
         await c.until(lambda: "tiny" in c.notices())
-        assert c.controller.model is None
+        assert c.controller.loader.model is None
         assert stored(paths)[-1][1] in ("complete", "length")
 
 
@@ -301,10 +303,10 @@ def test_a_process_that_is_ended_saves_and_leaves_the_terminal_as_it_was(termina
     terminal.wait_for("-0-19")
     terminal.resize(80, 24)
     terminal.wait_for("-0-39")
-    if how == "closed window":
+    if how == "closed window":  # the shell alone is told, and this one does not tell its jobs
         terminal.hang_up()
-        time.sleep(4)  # the shell is told first, and tells its jobs; meanwhile the app draws
-    terminal.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGHUP)
+    else:
+        terminal.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGHUP)
     assert terminal.wait() == 128 + (signal.SIGTERM if how == "SIGTERM" else signal.SIGHUP)
     (question, _), (reply, status) = stored(paths)
     assert (question, status) == ("Hi", "stopped")
@@ -315,6 +317,16 @@ def test_a_process_that_is_ended_saves_and_leaves_the_terminal_as_it_was(termina
         assert terminal.settings() == before
         for off in ("\x1b[?1049l", "\x1b[?25h", "\x1b[?1000l"):  # the other screen, the cursor, the mouse
             assert off in terminal.output.decode()
+
+
+def test_no_chat_outlives_its_test(home):
+    terminal = TerminalChat()
+    terminal.start(home, "app")
+    pid = terminal.pid
+    terminal.pid = 0  # a test that fails may not know it
+    terminal.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 # kill -9

@@ -110,6 +110,12 @@ def test_the_guard_lets_no_line_through_that_acts():
         assert guarded[2] == line[2]
 
 
+def test_the_guard_leaves_blanks_where_they_are():
+    line = [Segment("    if x:\u200b  # indented  "), Segment("│ a \x1b  │   b │"), Segment("a\tb")]
+    guarded = [segment.text for segment in Guard().apply(line, Color(0, 0, 0))]
+    assert guarded == ["    if x:  # indented  ", "│ a   │   b │", "a b"]
+
+
 def test_in_a_real_terminal_only_drawing_is_written(tmp_path):
     home = tmp_path / "home"
     home.mkdir()
@@ -143,7 +149,7 @@ async def test_names_titles_thinking_and_errors_are_inert_too(make_app, engine, 
     engine.reply(EVIL, error=EVIL)
     app = make_app()
     async with app.run_test(size=(100, 40)) as pilot:
-        await until(pilot, lambda: app.controller.model)
+        await until(pilot, lambda: app.controller.loader.model)
         app.query_one(Header).show_model(replace(engine.model, name=EVIL, device_name=EVIL))
         for _ in range(2):
             await app.controller.send(EVIL)
@@ -165,7 +171,7 @@ async def test_markup_of_a_reply_is_text_and_its_actions_do_not_run(make_app, en
     engine.reply(f"{MARKUP}\n\n{LINKS}")
     app = make_app()
     async with app.run_test(size=(140, 30)) as pilot:
-        await until(pilot, lambda: app.controller.model)
+        await until(pilot, lambda: app.controller.loader.model)
         await app.controller.send(MARKUP)
         await until(pilot, lambda: not app.controller.replying)
         await pilot.pause()

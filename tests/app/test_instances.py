@@ -8,12 +8,14 @@ import sys
 
 import pytest
 
-from lite_llama.app.database import Conversation, Database, Turn
+from lite_llama.app.conversation import Conversation, Turn
+from lite_llama.app.database import Database
 
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from lite_llama.app.database import Conversation, Database, Turn
+from lite_llama.app.conversation import Conversation, Turn
+from lite_llama.app.database import Database
 
 async def main(path, name, rounds):
     database = await Database.open(Path(path))

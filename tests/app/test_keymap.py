@@ -11,7 +11,9 @@ from textual.widgets._footer import FooterKey
 from lite_llama.app import keymap
 from lite_llama.app.actions import ACTIONS
 from lite_llama.app.screens.chat import ChatScreen
+from lite_llama.app.screens.figures import FiguresScreen
 from lite_llama.app.screens.help import HelpScreen
+from lite_llama.app.screens.images import ImagesScreen
 from lite_llama.app.screens.models import ModelScreen
 
 
@@ -90,6 +92,19 @@ async def test_the_app_goes_by_the_users_keys(chat):
         assert {"F11", "F10", "Alt+N", "F2"} <= set(keys)
         assert not {"F1", "F3", "Ctrl+N"}.intersection(keys)
         await c.pilot.press("f10")
+        await c.screen(ChatScreen)
+
+
+@pytest.mark.parametrize(
+    ("action", "ours", "dialog"), [("images", "f4", ImagesScreen), ("figures", "f9", FiguresScreen)]
+)
+async def test_the_key_that_opens_a_dialog_closes_it(chat, action, ours, dialog):
+    async with chat(settings=f'[keys]\n{action} = "f11"\n') as c:
+        await c.pilot.press("f11")
+        await c.screen(dialog)
+        await c.pilot.press(ours)
+        assert isinstance(c.app.screen, dialog)
+        await c.pilot.press("f11")
         await c.screen(ChatScreen)
 
 

@@ -128,11 +128,11 @@ async def test_rename_of_the_model_in_use(running: Any, engine: Any, paths: Any)
         await r.until(lambda: isinstance(r.app.screen, ModelScreen) and "small" in r.header())
         assert r.app.screen.query_one("#models", OptionList).highlighted_option.id == "small"
         await r.pilot.press("escape")
-        conversation = await r.app.controller.database.load(r.app.controller.conversation.id)
+        conversation = await r.app.controller.archive.database.load(r.app.controller.conversation.id)
         assert conversation.model == r.app.controller.conversation.model == "small"
         assert 'model = "small"' in paths.settings.read_text()
         await r.ask("Again")  # the conversation goes on, and is saved with the new name
-        conversation = await r.app.controller.database.load(conversation.id)
+        conversation = await r.app.controller.archive.database.load(conversation.id)
         assert (conversation.model, len(conversation.turns)) == ("small", 4)
     assert not (paths.models / "tiny").exists()
     assert Checkpoint.open(paths.models / "small").manifest.name == "small"

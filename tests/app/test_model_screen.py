@@ -12,6 +12,7 @@ from textual.widgets import Button, Input, OptionList, Static
 
 from lite_llama.app.library import remember_speed
 from lite_llama.app.paths import Paths
+from lite_llama.app.remote.endpoint import Endpoint, Endpoints
 from lite_llama.app.screens import models as module
 from lite_llama.app.screens.models import ConfirmScreen, ModelChoice, ModelScreen, NameScreen
 from lite_llama.app.settings import Settings
@@ -323,6 +324,35 @@ async def test_damaged_model_is_explained_and_can_only_be_deleted(
         await pilot.press("up", "d", "y", "y")
         await until(pilot, lambda: app.results)
     assert app.results == [ModelChoice("delete", "Alpha")]
+
+
+async def test_an_endpoint_goes_before_a_damaged_model_of_its_name(
+    host: Any, screen: Any, make_model: Make, paths: Paths, until: Any
+):
+    (make_model("cluster") / WEIGHTS).unlink()
+    Endpoints(paths.endpoints).save(Endpoint("cluster", "http://127.0.0.1:1/v1", "served"))
+    app = host(screen(None))
+    async with app.run_test() as pilot:
+        await until(pilot, lambda: len(listed(app)) == 1)
+        assert "served · 127.0.0.1:1" in listed(app)[0]
+        await pilot.press("enter")
+    assert app.results == [ModelChoice("load", "cluster")]
+
+
+async def test_parts_of_one_source_under_two_names_are_two(
+    host: Any, screen: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+):
+    stopped = [Part(name, "some/repo", "bfloat16", "f" * 64, 50, 100, "0" * 64) for name in ("one", "two")]
+    discarded: list[Part] = []
+    monkeypatch.setattr(module, "parts", lambda _: stopped)
+    monkeypatch.setattr(module, "discard_part", lambda _, part: discarded.append(part))
+    app = host(screen(None))
+    async with app.run_test() as pilot:
+        await until(pilot, lambda: len(listed(app)) == 2)
+        await pilot.press("home", "d")
+        await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
+        await pilot.press("y")
+        await until(pilot, lambda: discarded == stopped[:1])
 
 
 @pytest.mark.parametrize("theme", ["lite-llama-dark", "lite-llama-light"])

@@ -16,6 +16,7 @@ from terminal_chat import TerminalChat
 
 from lite_llama.app import plain
 from lite_llama.app.bench.terminal import Terminal
+from lite_llama.app.library import last_speed
 from lite_llama.converter import Cancelled, Done, Progress
 from lite_llama.models.checkpoint import Checkpoint
 from lite_llama.models.errors import UserError
@@ -49,6 +50,12 @@ def test_a_script_is_answered_line_by_line(script, engine):
         "line two",
     ]
     assert [message.content for message in engine.requests[1].messages] == ["Hi", "Hello", "Two lines"]
+
+
+def test_the_models_speed_is_remembered(script, engine, paths):
+    engine.reply("Hel", "lo")
+    script("Hi")
+    assert last_speed(paths.models / "tiny") == 20.0
 
 
 def test_backslashes_and_quotes_join_lines(script, engine):

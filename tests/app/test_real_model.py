@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image as pillow
 from textual import events
-from textual.widgets import OptionList
+from textual.widgets import OptionList, Select
 
 from lite_llama.app.ask import answer
 from lite_llama.app.screens.tokens import TokensScreen
@@ -14,6 +14,7 @@ from lite_llama.app.tui import LiteLlamaApp
 from lite_llama.app.widgets.attachments import AttachedChip, Chip
 from lite_llama.app.widgets.message import UserMessage
 from lite_llama.app.widgets.prompt import PromptInput
+from lite_llama.app.widgets.side import SideView
 from lite_llama.app.widgets.tokens import TokenText
 from lite_llama.converter import Done, convert
 from lite_llama.engine.images import read_image
@@ -31,7 +32,7 @@ async def test_the_demo_model_answers_stops_and_goes_on(demo_model, paths, until
             prompt = app.query_one(PromptInput)
             prompt.text = "What is the capital of France?"
             await pilot.press("enter")  # before the model is there
-            await until(pilot, lambda: controller.model, 120)
+            await until(pilot, lambda: controller.loader.model, 120)
             await until(pilot, lambda: not controller.replying, 120)
             answer = controller.last_reply
             assert answer is not None
@@ -57,8 +58,8 @@ async def test_the_demo_model_answers_stops_and_goes_on(demo_model, paths, until
             await until(pilot, lambda: len(part.text) > len(before) + 10, 60)
             assert part.text.startswith(before)
     finally:
-        if controller.engine is not None:
-            controller.engine.close()
+        if controller.loader.engine is not None:
+            controller.loader.engine.close()
 
 
 async def look_at_tokens(app, pilot, until):
@@ -75,7 +76,7 @@ async def test_another_token_is_chosen_and_the_reply_goes_on_from_it(demo_model,
     paths.settings.write_text('temperature = 0.0\nmax_gen_len = 40\ndevice = "cpu"\n')
     async with running(paths) as (app, pilot):
         conversation = app.controller.conversation
-        await until(pilot, lambda: app.controller.model, 120)
+        await until(pilot, lambda: app.controller.loader.model, 120)
         first = await ask(app, pilot, until, "What is the capital of France?")
         tokens = await look_at_tokens(app, pilot, until)
         assert [token.id for token in tokens] == list(first.token_ids)
@@ -96,6 +97,47 @@ async def test_another_token_is_chosen_and_the_reply_goes_on_from_it(demo_model,
         assert token.logprob == pytest.approx(other.logprob, abs=0.05)  # in bf16
 
 
+async def test_one_prompt_is_answered_with_two_settings_at_once(demo_model_fp32, paths, until):
+    paths.models.mkdir(parents=True)
+    (paths.models / "demo").symlink_to(demo_model_fp32)  # whose rounding does not show in the text
+    paths.settings.write_text(
+        'max_gen_len = 80\ndevice = "cpu"\nseed = 1\n[presets.greedy]\ntemperature = 0.0\n'
+        "[presets.hot]\ntemperature = 1.5\ntop_p = 1.0\n"
+    )
+    question = "Write a long story about a llama."
+    async with running(paths) as (app, pilot):
+        await until(pilot, lambda: app.controller.loader.model, 120)
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: app.screen.query("SideView Select"))
+        sides = list(app.screen.query(SideView))
+        for side, preset in zip(sides, ("greedy", "hot"), strict=True):
+            side.query(Select).last().value = preset
+        most = 0
+
+        def ended():
+            nonlocal most
+            most = max(most, app.controller.loader.engine.figures.running)
+            return not comparison.running
+
+        comparison = app._comparison
+        app.screen.query_one(PromptInput).text = question
+        await pilot.press("enter")
+        await until(pilot, lambda: comparison._replies)
+        await until(pilot, ended, 120)
+        assert most == 2  # requests in one engine
+        left, right = comparison._replies
+        params = SamplingParams(temperature=0, max_new_tokens=80)
+        alone = answer(
+            app.controller.loader.engine, GenerationRequest((Message("user", question),), params), str, str
+        )
+        assert left.text == alone.text
+        assert right.text not in ("", left.text)
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: app.controller.last_reply)
+        assert app.controller.last_reply.text == left.text
+        assert app.controller.conversation.overrides == {"temperature": 0.0}
+
+
 @pytest.fixture(scope="session")
 def llava(make_llava, tmp_path_factory):
     """A LLaVA of random weights, converted; an image takes 25 tokens."""
@@ -113,8 +155,8 @@ async def running(paths):
         async with app.run_test() as pilot:
             yield app, pilot
     finally:
-        if app.controller.engine is not None:
-            app.controller.engine.close()
+        if app.controller.loader.engine is not None:
+            app.controller.loader.engine.close()
 
 
 async def ask(app, pilot, until, question):
@@ -146,21 +188,21 @@ async def test_a_dropped_image_is_seen_kept_and_seen_again(llava, paths, tmp_pat
     question = Message("user", "What is this?", images=(read_image(file),))
 
     async with running(paths) as (app, pilot):
-        await until(pilot, lambda: app.controller.model, 120)
+        await until(pilot, lambda: app.controller.loader.model, 120)
         app.query_one(PromptInput).post_message(events.Paste(f"'{file}'"))
         await until(pilot, lambda: app.query(AttachedChip))
         first = await ask(app, pilot, until, question.content)
-        check(app.controller.engine, first, question)
+        check(app.controller.loader.engine, first, question)
 
     file.unlink()
     async with running(paths) as (app, pilot):
-        await until(pilot, lambda: app.controller.model, 120)
-        (summary,) = await app.controller.summaries()
+        await until(pilot, lambda: app.controller.loader.model, 120)
+        (summary,) = await app.controller.archive.summaries()
         await app.controller.open_conversation(summary.id)
         await until(pilot, lambda: app.query(UserMessage) and app.query_one(UserMessage).query(Chip))
         second = await ask(app, pilot, until, "Are you sure?")
         reply = Message("assistant", first.text)
-        check(app.controller.engine, second, question, reply, Message("user", "Are you sure?"))
+        check(app.controller.loader.engine, second, question, reply, Message("user", "Are you sure?"))
 
 
 def meter(app):

@@ -11,6 +11,7 @@ import pytest
 from textual.app import App
 from textual.widgets import Static
 
+from lite_llama.app import machine as machine_module
 from lite_llama.app.machine import GpuLoad, Machine, MachineLoad
 from lite_llama.app.pace import BARS, BUCKET_S, Pace
 from lite_llama.app.screens.figures import FiguresScreen
@@ -67,6 +68,19 @@ def test_a_sample_of_this_machine():
     assert 0.1 < load.cpu < (os.cpu_count() or 1) + 0.5
     assert 10e6 < load.rss_bytes < 100e9
     assert load.gpu is None
+
+
+def test_samples_for_one_do_not_spoil_those_for_another(monkeypatch):
+    clock = SimpleNamespace(now=100.0, cpu_s=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(machine_module, "time", clock)
+    monkeypatch.setattr(machine_module, "_cpu_seconds", lambda: clock.cpu_s)
+    machine, loads = Machine(), []
+    for busy in (1.0, 1.0, 1.0, 0.0, 0.0):  # processors, for a second each
+        clock.now, clock.cpu_s = clock.now + 1.0, clock.cpu_s + busy
+        loads += [SAMPLE(machine, gpu=False).cpu]
+        clock.now += 0.01
+        loads += [SAMPLE(machine, gpu=False).cpu]
+    assert loads == pytest.approx([1.0] * 6 + [0.0] * 4, abs=0.02)
 
 
 def test_the_gpu_is_found_by_its_id(monkeypatch):
@@ -135,6 +149,29 @@ async def test_what_does_not_fit_is_left_out_from_the_end(width):
         assert ("KV" in shown) == (width >= 75)
 
 
+async def test_figures_go_on_in_further_lines_where_there_are_some():
+    class Host(App):
+        CSS = "Telemetry { width: 26; height: 3; }"
+
+        def compose(self):
+            yield Telemetry()
+
+    app = Host()
+    async with app.run_test(size=(30, 5)) as pilot:
+        telemetry = app.query_one(Telemetry)
+        telemetry.show_usage(Usage(60, 48, 45, 0.25, 20.0, 2.5, 7))
+        telemetry.show_also("363 MB of memory")
+        await pilot.pause()
+        assert str(telemetry.render()).splitlines() == [
+            "45 tokens · 20.0 tok/s",
+            "first token 0.25 s",
+            "48 reused",
+        ]
+        telemetry.styles.height = 4
+        await pilot.pause()
+        assert str(telemetry.render()).splitlines()[3:] == ["363 MB of memory"]
+
+
 async def test_the_machine_is_sampled_off_the_event_loop(make_app, engine, until, monkeypatch):
     threads = []
 
@@ -152,7 +189,7 @@ async def test_the_machine_is_sampled_off_the_event_loop(make_app, engine, until
 async def test_the_panel_shows_the_last_replies_of_all_conversations(make_app, engine, until):
     app = make_app()
     async with app.run_test(size=(100, 40)) as pilot:
-        await until(pilot, lambda: app.controller.model)
+        await until(pilot, lambda: app.controller.loader.model)
         for question in ("one two three", "four"):
             await app.controller.new_conversation()
             engine.reply("a", "b", "c")

@@ -93,7 +93,7 @@ class View:
 async def view(make_app, engine, until):
     app = make_app()
     async with app.run_test(size=(100, 30)) as pilot:
-        await until(pilot, lambda: app.controller.model)
+        await until(pilot, lambda: app.controller.loader.model)
         yield View(app, engine, pilot, until)
 
 
@@ -125,7 +125,7 @@ async def test_cursor_shows_alternatives_and_another_token_is_gone_on_from(view)
     assert reply.token_ids == (*request.begin, 0, 1, 2)
     conversation = view.app.controller.conversation
     assert [turn.text for turn in conversation.siblings(reply)] == [REPLY, reply.text]
-    stored = await view.app.controller.database.load(conversation.id)
+    stored = await view.app.controller.archive.database.load(conversation.id)
     assert [turn.token_ids for turn in stored.all_turns] == [(), (0,), reply.token_ids]
 
 
@@ -248,7 +248,7 @@ def test_looks_as_accepted(snap_compare, make_app, engine, until, state, size, t
 
     async def come_there(pilot):
         app.query_one(PromptInput).cursor_blink = False
-        await until(pilot, lambda: app.controller.model)
+        await until(pilot, lambda: app.controller.loader.model)
         view = View(app, engine, pilot, until)
         await view.open(" ".join([REPLY] * 9))
         await view.until(lambda: view.options)

@@ -1,7 +1,7 @@
 """Branches of a conversation: the tree itself, and what the controller and the database make of it."""
 
 from lite_llama.app import tree
-from lite_llama.app.database import Conversation, Turn
+from lite_llama.app.conversation import Conversation, Turn
 
 
 def fork():

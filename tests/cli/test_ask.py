@@ -94,6 +94,9 @@ def test_options_win_over_settings_and_these_over_the_models_defaults(cli, engin
     assert engine.requests[0].messages[0] == Message("system", "Be brief.")
     cli("ask", "Hi", "--system", "")
     assert engine.requests[1].messages == (Message("user", "Hi"),)
+    write_settings(home, 'system_prompt = " \\n"\n')
+    cli("ask", "Hi")
+    assert engine.requests[2].messages == (Message("user", "Hi"),)
 
 
 def test_a_wrong_setting_is_a_warning(cli, engine, add_model, home):

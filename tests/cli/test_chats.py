@@ -3,7 +3,8 @@
 import asyncio
 import json
 
-from lite_llama.app.database import Conversation, Database, Turn
+from lite_llama.app.conversation import Conversation, Turn
+from lite_llama.app.database import Database
 from lite_llama.app.paths import Paths
 
 

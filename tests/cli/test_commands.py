@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from lite_llama import __version__
-from lite_llama.app.database import Conversation, Database, Turn
+from lite_llama.app.conversation import Conversation, Turn
+from lite_llama.app.database import Database
 from lite_llama.app.library import remember_speed
 from lite_llama.app.paths import HOME_VARIABLE
 

@@ -29,7 +29,7 @@ from lite_llama.converter import (
 )
 from lite_llama.converter.huggingface import HuggingFaceSource
 from lite_llama.converter.writer import WeightsWriter
-from lite_llama.models.checkpoint import Checkpoint
+from lite_llama.models.checkpoint import MANIFEST, Checkpoint
 from lite_llama.models.errors import UserError
 
 # A process that converts, in a fork per moment, and is killed at that moment. Arguments: source, a directory
@@ -270,6 +270,14 @@ def test_a_cancelled_conversion_is_resumed(llama, reads, run, models_dir, downlo
     assert (part.name, parts(models_dir)) == ("tiny-llama", [])
 
 
+def test_removing_a_model_leaves_the_part_of_its_name(llama, stopped, run, models_dir):
+    run(llama, name="other", dtype="bfloat16")
+    rename(models_dir, "other", stopped.name)
+    remove(models_dir, stopped.name)
+    assert parts(models_dir) == [stopped]
+    assert not (models_dir / stopped.name).exists()
+
+
 def test_a_part_can_be_discarded(stopped, models_dir):
     assert discard_part(models_dir, stopped) >= stopped.done
     assert hidden(models_dir) == []
@@ -296,6 +304,15 @@ def test_rename(llama, run, models_dir):
     with pytest.raises(UserError, match="There is no model called gone"):
         rename(models_dir, "gone", "there")
     assert sorted(path.name for path in models_dir.iterdir()) == ["Small", "tiny-llama"]
+
+
+@pytest.mark.parametrize("manifest", ["{", "[]", "null", "{}", "\xff"])
+def test_a_damaged_model_is_not_renamed(llama, run, models_dir, manifest):
+    path = run(llama).path
+    (path / MANIFEST).write_text(manifest, encoding="latin-1")
+    with pytest.raises(UserError, match="manifest of tiny-llama is damaged"):
+        rename(models_dir, "tiny-llama", "Small")
+    assert [each.name for each in models_dir.iterdir()] == ["tiny-llama"]
 
 
 @pytest.mark.parametrize("at", [0, 5, -1])

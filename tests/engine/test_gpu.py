@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import queue
+
 import pytest
 import torch
 
 from lite_llama.engine.engine import Engine
+from lite_llama.engine.events import Failed, Finished, Loaded, LoadProgress
 from lite_llama.engine.options import EngineOptions
 from lite_llama.engine.request import GenerationRequest, Message, SamplingParams, ScoreRequest
+from lite_llama.engine.thread import EngineThread, LoadOptions
 from lite_llama.models.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.gpu
@@ -122,3 +126,26 @@ def test_batch_and_alone_agree_in_bf16(checkpoint, prompts, run, prefill_logits)
             (alone,) = prefill_logits(on_gpu, [prompt])
             error = (batched - alone).norm() / alone.norm()
             assert error < 0.02
+
+
+def test_two_engines_answer_in_turn_as_each_alone(checkpoint, on_cpu, prompts, run):
+    """As when two models are compared: the second is loaded and answers while the first is idle."""
+    expected = [reply.token_ids for reply in run(on_cpu, prompts[:3], GREEDY)]
+    threads, events = [EngineThread(), EngineThread()], queue.SimpleQueue()
+    options = LoadOptions(checkpoint.path, "cuda", "float32", max_context=2048, max_sequences=2)
+    try:
+        for thread in threads:
+            thread.load(options, events.put)
+            while not isinstance(event := events.get(timeout=120), Loaded):
+                assert isinstance(event, LoadProgress), event
+        for thread in (*threads, *threads):
+            replies = []
+            for question in QUESTIONS[:3]:
+                thread.submit(GenerationRequest((Message("user", question),), GREEDY), events.put)
+                while not isinstance(event := events.get(timeout=120), Finished):
+                    assert not isinstance(event, Failed), event
+                replies.append(event.token_ids)
+            assert replies == expected
+    finally:
+        for thread in threads:
+            thread.close()

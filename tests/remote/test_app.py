@@ -17,11 +17,13 @@ from lite_llama.app.remote.client import ServedModel
 from lite_llama.app.remote.endpoint import Endpoint, Endpoints
 from lite_llama.app.remote.engine import _info
 from lite_llama.app.screens.chat import ChatScreen
+from lite_llama.app.screens.compare import CompareScreen
 from lite_llama.app.screens.endpoint import EndpointScreen
 from lite_llama.app.screens.figures import FiguresScreen
 from lite_llama.app.screens.models import ConfirmScreen, ModelScreen
 from lite_llama.app.tui import LiteLlamaApp
 from lite_llama.app.widgets.prompt import PromptInput
+from lite_llama.app.widgets.side import SideView
 
 CAPITAL = "What is the capital of France?"
 
@@ -55,11 +57,11 @@ def connected(paths, until):
 
     yield make
     for app in apps:
-        app.controller.close_engines()
+        app.controller.loader.close_engines()
 
 
 async def ready(app, pilot, until):
-    await until(pilot, lambda: app.controller.model is not None)
+    await until(pilot, lambda: app.controller.loader.model is not None)
     await until(pilot, shows(app, "#telemetry", "Ready"))
 
 
@@ -78,7 +80,7 @@ async def test_an_endpoint_is_added_by_keys_and_answers(paths, demo_server, unti
         await pilot.press("enter")  # the first of the list
         await until(pilot, lambda: "answers and has demo with a context of 1,024 tokens" in outcome(app))
         await pilot.press("ctrl+s")
-        await until(pilot, lambda: app.controller.model_name == "cluster")
+        await until(pilot, lambda: app.controller.loader.name == "cluster")
         assert Endpoints(paths.endpoints).get("cluster") == Endpoint("cluster", demo_server.url, "demo")
         await until(pilot, shows(app, "#header", f"cluster · demo at 127.0.0.1:{demo_server.port}"))
         await until(pilot, is_on(app, ChatScreen))
@@ -86,7 +88,7 @@ async def test_an_endpoint_is_added_by_keys_and_answers(paths, demo_server, unti
         await until(pilot, shows(app, "#telemetry", "timed here"))
         assert app.controller.last_reply
         assert app.controller.last_reply.text
-    app.controller.close_engines()
+    app.controller.loader.close_engines()
 
 
 async def test_chat_with_an_endpoint(connected, demo_server, until, paths):
@@ -123,7 +125,7 @@ async def test_esc_stops_and_ctrl_g_goes_on(connected, server, demo_server, unti
         assert reply.figures.completion_tokens == 2
         Endpoints(app.paths.endpoints).save(Endpoint("cluster", demo_server.url, "demo"))
         await app.controller.load_model("cluster")
-        await until(pilot, lambda: not app.controller.loading)
+        await until(pilot, lambda: not app.controller.loader.loading)
         await pilot.press("ctrl+g")
         await until(pilot, lambda: app.controller.last_reply.status in ("complete", "length"))
         assert app.controller.last_reply.text.startswith("Once upon a time")
@@ -143,7 +145,7 @@ async def test_a_cut_reply_is_kept_and_a_refused_message_comes_back(connected, s
         await app.controller.new_conversation()
         Endpoints(app.paths.endpoints).save(Endpoint("cluster", server.url, "busy"))
         await app.controller.load_model("cluster")
-        await until(pilot, lambda: not app.controller.loading)
+        await until(pilot, lambda: not app.controller.loader.loading)
         await pilot.press(*"Dear", "enter")
         await until(pilot, lambda: app._notifications)
         await until(pilot, lambda: app.query_one(PromptInput).text == "Dear")
@@ -175,7 +177,7 @@ async def test_no_key_is_in_the_database_an_export_or_the_log(
         assert not any(key in notice.message for notice in app._notifications)
         Endpoints(paths.endpoints).save(Endpoint("cluster", locked_server.url, "error-inside"))
         await app.controller.load_model("cluster")
-        await until(pilot, lambda: not app.controller.loading)
+        await until(pilot, lambda: not app.controller.loader.loading)
         await pilot.press("enter")  # the message came back
         await until(pilot, lambda: app.controller.last_reply and app.controller.last_reply.status == "error")
         assert "Out of memory" in app.controller.last_reply.note
@@ -191,11 +193,11 @@ async def test_a_message_reaches_no_server_that_was_left_for_a_local_model(conne
     app = connected(server, "vllm")
     async with app.run_test(size=(120, 30)) as pilot:
         await ready(app, pilot, until)
-        app.controller._create_engine = lambda: 1 / 0
+        app.controller.loader._create_engine = lambda: 1 / 0
         await app.controller.load_model("gone")
         await until(pilot, is_on(app, ModelScreen))
-        assert not app.controller.loading
-        assert app.controller.model is None
+        assert not app.controller.loader.loading
+        assert app.controller.loader.model is None
 
 
 # The dialogs
@@ -222,7 +224,7 @@ async def test_the_list_of_models_shows_changes_and_forgets_endpoints(connected,
         app.screen.query_one("#model", Input).value = "sglang"
         app.screen.query_one(Checkbox).value = False
         await pilot.press("ctrl+s")
-        await until(pilot, lambda: app.controller.model_name == "spare")
+        await until(pilot, lambda: app.controller.loader.name == "spare")
         changed = Endpoint("spare", server.url, "sglang", images=False)
         assert Endpoints(paths.endpoints).get("spare") == changed
         await until(pilot, is_on(app, ChatScreen))
@@ -353,3 +355,27 @@ def test_endpoints_look_as_accepted(snap_compare, paths, until, monkeypatch, sta
         await pilot.pause()
 
     assert snap_compare(app, terminal_size=size, run_before=come_there)
+
+
+async def test_two_endpoints_are_compared_and_one_is_gone_on_with(connected, server, paths, until):
+    app = connected(server, "vllm")
+    Endpoints(paths.endpoints).save(Endpoint("second", server.url, "ollama"))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(app, pilot, until)
+        await pilot.press("ctrl+s")
+        await until(pilot, is_on(app, CompareScreen))
+        plan = app.screen.query_one("#plan", Static)
+        await until(pilot, lambda: "Both at once, on servers." in str(plan.render()))
+        app.screen.query_one(PromptInput).text = CAPITAL
+        await pilot.press("enter")
+        sides = list(app.screen.query(SideView))
+
+        def figures(side):
+            return str(side.query_one("#telemetry", Static).render())
+
+        await until(pilot, lambda: all("timed here" in figures(side) for side in sides))
+        assert all("memory elsewhere" in figures(side) for side in sides)
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: app.controller.loader.name == "second")
+        assert app.controller.last_reply.text
+        assert app.controller.conversation.model == "second"

@@ -77,6 +77,8 @@ def test_ctrl_c_ends_a_reply(command, demo_server):
         (("nowhere",), "The address must look like https://host:8000/v1: correct it."),
         (("{url}", "--model", "nothing"), "cluster has no model 'nothing': it has forbidden, "),
         (("{url}",), "Say which model with --model; the server has: forbidden, "),
+        (("{url}", "--model", ""), "The endpoint needs a model: list the server's models and choose one."),
+        (("{url}", "--model", " "), "The endpoint needs a model: list the server's models and choose one."),
         (("http://127.0.0.1:9/v1",), "Nothing answers at 127.0.0.1:9: check that the server of cluster runs"),
     ],
 )
