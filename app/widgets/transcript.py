@@ -8,6 +8,8 @@ from typing import ClassVar
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
+from textual.geometry import Region
+from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Static
 
@@ -38,6 +40,10 @@ class Transcript(VerticalScroll, can_focus=False):
         ),
         Binding("escape", 'turn("leave_turns")', "Back"),
     ]
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """As for a reply: one line of the background stands for all."""
+        return super().render_lines(Region(crop.x, crop.y, crop.width, 1)) * crop.height
 
     def on_mount(self) -> None:
         self._conversation = Conversation()

@@ -40,6 +40,8 @@ def shown(widget, width=WIDTH):
 
 
 class Host(App):
+    CSS = "ReplyMarkdown { height: auto }"
+
     def __init__(self, text):
         super().__init__()
         self.reply = ReplyMarkdown(text)
@@ -123,6 +125,31 @@ def test_the_finished_part_of_growing_code_is_coloured_once(monkeypatch):
         assert coloured.pop().count("\n") < PAGE_LINES
     assert len(coloured) == 3
     assert [line.content.plain.strip() for line in code.lines(WIDTH)] == text.splitlines()
+
+
+async def test_only_lines_that_have_changed_are_drawn_again(monkeypatch):
+    app, drawn = Host("One.\n\n```python\nx = 1\n"), []
+    draw = ReplyMarkdown.render_line
+    monkeypatch.setattr(ReplyMarkdown, "render_line", lambda self, y: drawn.append(y) or draw(self, y))
+
+    async def drawn_after(pilot):
+        drawn.clear()
+        await pilot.pause()
+        return sorted(drawn)
+
+    async with app.run_test(size=(WIDTH, 10)) as pilot:
+        everything = [0, 1, 2, 3, 4]
+        assert await drawn_after(pilot) == []
+        await app.reply.stream("y = ")
+        assert await drawn_after(pilot) == [3, 4]
+        await app.reply.stream("2\n")
+        assert await drawn_after(pilot) == [3]
+        app.screen.selections = {app.reply: Selection(Offset(0, 2), Offset(3, 2))}
+        assert await drawn_after(pilot) == everything
+        app.screen.styles.background = "red"
+        assert await drawn_after(pilot) == everything
+        app.theme = "textual-light"
+        assert await drawn_after(pilot) == everything
 
 
 def test_formulas_are_left_as_they_are():
