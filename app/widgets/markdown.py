@@ -179,12 +179,16 @@ class ReplyMarkdown(Widget):
         drawn = Visual.to_strips(self, content, width, 1, self.visual_style, apply_selection=False, pad=True)
         return drawn[0].apply_offsets(0, y)
 
-    def notify_style_update(self) -> None:
+    def forget_drawn(self) -> None:
+        """Draw all lines again, when they are next in view."""
         self._drawn = {}
+
+    def notify_style_update(self) -> None:
+        self.forget_drawn()
         super().notify_style_update()
 
     def selection_updated(self, selection: Selection | None) -> None:
-        self._drawn = {}
+        self.forget_drawn()
         self.refresh()
 
     def get_selection(self, selection: Selection) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from lite_llama.app.screens.wizard import WizardScreen
 from lite_llama.app.settings import SettingsStore
 from lite_llama.app.theme import DARK, LIGHT
 from lite_llama.app.tui import LiteLlamaApp, recognise_alt_enter
+from lite_llama.app.widgets.markdown import ReplyMarkdown
 from lite_llama.app.widgets.prompt import NEW_LINE_KEYS, PromptInput
 from lite_llama.app.widgets.thinking import ThinkingBlock, ThinkingTitle
 from lite_llama.app.widgets.transcript import MOST_TURNS, SHOWN_TURNS, Transcript
@@ -502,6 +503,17 @@ async def test_a_conversation_that_grows_long_keeps_its_end_on_the_screen(chat, 
                 -len(shown) :
             ]
         )
+
+
+async def test_turns_far_out_of_view_keep_no_drawn_lines(chat, engine):
+    async with chat() as c:
+        for _ in range(4):
+            engine.reply("line\n\n" * 40)
+            await c.ask("Hi")
+        replies = list(c.app.screen.query(ReplyMarkdown))
+        assert [bool(reply._drawn) for reply in replies] == [False, False, True, True]
+        c.app.screen.query_one(Transcript).scroll_home(animate=False)
+        await c.until(lambda: replies[0]._drawn)
 
 
 async def test_after_a_crash_the_partial_reply_is_there(chat, engine, paths):
