@@ -69,8 +69,9 @@ class ReplyMarkdown(Widget):
     # The text
 
     async def stream(self, text: str) -> None:
-        """Add to the text."""
+        """Add to the text. The time that it takes is all spent here, but for drawing."""
         self._grow(text)
+        self.lines(self._width)
         self.refresh(layout=True)
 
     async def show(self, text: str) -> None:
