@@ -121,9 +121,9 @@ def test_new_line_keys_are_known_however_terminals_send_them(sent):
 
 async def test_keys_that_come_fast_stay_in_order(chat):
     async with chat() as c:
-        for key in ("a", "alt+enter", "b", "enter", "c"):
+        for key in ("x", "backspace", "b", "left", "a", "right", "alt+enter", "b", "enter", "c"):
             c.prompt.post_message(events.Key(key, key if len(key) == 1 else None))
-        await c.until(lambda: c.shown() == ["a\nb", "Fine."])
+        await c.until(lambda: c.shown() == ["ab\nb", "Fine."])
         assert c.prompt.text == "c"
 
 
