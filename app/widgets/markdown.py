@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,8 @@ from .markdown_lines import EMPTY, Code, Line, lay_out
 from .markdown_parser import parser, top_level
 
 _OPENED = ("http://", "https://", "mailto:")
+_colouring = ThreadPoolExecutor(1, "colouring")
+"""One block at a time: each thread that computes takes its share of the interpreter from the screen."""
 
 
 @dataclass
@@ -122,7 +125,7 @@ class ReplyMarkdown(Widget):
                 self.run_worker(self._recolour(block, block.code))
 
     async def _recolour(self, block: Block, code: Code) -> None:
-        recoloured = await asyncio.to_thread(code.recoloured)
+        recoloured = await asyncio.get_running_loop().run_in_executor(_colouring, code.recoloured)
         if recoloured.text == code.text:  # it has not grown meanwhile
             block.code = recoloured
             self._forget_lines(0)

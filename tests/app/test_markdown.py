@@ -1,5 +1,7 @@
 """Replies as they are laid out: streamed or whole the same, complete, formulas readable, cheap to add to."""
 
+import time
+
 import pytest
 from textual.app import App
 from textual.geometry import Offset
@@ -74,6 +76,25 @@ async def test_at_its_end_all_of_a_reply_is_right(name, until):
         assert app.reply.source == text
         await until(pilot, lambda: shown(app.reply) == shown(whole))
         assert not any(block.code.is_paged for block in whole._blocks if block.code)
+
+
+async def test_long_code_is_coloured_a_block_at_a_time(monkeypatch, until):
+    running, most, done = [], [], []
+
+    def watched(code):
+        running.append(code)
+        most.append(len(running))
+        time.sleep(0.02)
+        running.remove(code)
+        done.append(code)
+        return recoloured(code)
+
+    recoloured = Code.recoloured
+    monkeypatch.setattr(Code, "recoloured", watched)
+    app = Host((LONG_CODE + "```\n\n") * 3)
+    async with app.run_test() as pilot:
+        await until(pilot, lambda: len(done) == 3)
+        assert max(most) == 1
 
 
 async def test_another_text_takes_the_place_of_what_was_streamed():
