@@ -27,8 +27,11 @@ from .events import CannotSee, ContextUsed, Listener, PromptRead, TextAdded, Thi
 from .pace import Pace
 
 TELL_EVERY_S = 0.1
+TELL_EVERY_AT_MOST_S = 0.25
+REST = 4
+"""What takes long to show comes less often: it leaves so many times as long to the user's keys."""
 SAVE_EVERY_S = 0.7
-"""With TELL_EVERY_S and the writing itself, a killed program loses at most the last second."""
+"""With TELL_EVERY_AT_MOST_S and the writing itself, a killed program loses at most the last second."""
 _STATUS: dict[str, Status] = {"stop": "complete", "length": "length", "cancelled": "stopped"}
 
 
@@ -62,12 +65,15 @@ class Inbox:
             events = []
             while self._events:  # to the last: what comes when there is none wakes the loop again
                 events.append(self._events.popleft())
+            begin = time.thread_time()
             if events:
                 yield events
+            rest = REST * (time.thread_time() - begin)
             if self._last.is_set() and not self._events:
                 return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._last.wait(), TELL_EVERY_S)
+                pause = min(max(rest, TELL_EVERY_S), TELL_EVERY_AT_MOST_S)
+                await asyncio.wait_for(self._last.wait(), pause)
 
 
 class Refused(Exception):

@@ -33,7 +33,7 @@ START_S = 300.0
 """How long a model may take to load and to be measured without the app."""
 ANSWER_S = 30.0
 """How much longer than it should a reply may take, and how long the app may take to answer a key."""
-SHORTEST_S = 4.0
+SHORTEST_S = 10.0
 """Replies that would be over before are repeated: what the app needs to begin would count for too much."""
 LONGEST_S = 60.0
 """Replies that take longer are left out: they say nothing that shorter ones at this rate do not."""

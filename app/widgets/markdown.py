@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from markdown_it.token import Token
-from textual.geometry import Size
+from textual.content import Content
+from textual.geometry import Region, Size
 from textual.selection import Selection
 from textual.strip import Strip
 from textual.style import Style
@@ -19,6 +21,8 @@ from .markdown_lines import EMPTY, Code, Line, lay_out
 from .markdown_parser import parser, top_level
 
 _OPENED = ("http://", "https://", "mailto:")
+_colouring = ThreadPoolExecutor(1, "colouring")
+"""One block at a time: each thread that computes takes its share of the interpreter from the screen."""
 
 
 @dataclass
@@ -41,8 +45,9 @@ class Block:
 class ReplyMarkdown(Widget):
     """Markdown in one widget, drawn a line at a time.
 
-    Of a text that grows only the last block is parsed and laid out again, and only lines in view are drawn:
-    what an addition costs does not depend on the length of the reply. Feed it ten times a second at most.
+    Of a text that grows only the last block is parsed and laid out again, and only lines in view that have
+    changed are drawn: what an addition costs does not depend on the length of the reply. Feed it ten times
+    a second at most.
     """
 
     def __init__(self, text: str) -> None:
@@ -58,25 +63,30 @@ class ReplyMarkdown(Widget):
         self._starts: list[int] = []
         """Which of the lines is the first one of each block that is laid out."""
         self._width = 0
-        self._strips: dict[int, Strip] = {}
+        self._drawn: dict[int, tuple[Content, Strip]] = {}
+        """The lines that are in view, as they were drawn last."""
+        self._look: object = None
+        """What else that depended on."""
         self._grow(text)
 
     # The text
 
     async def stream(self, text: str) -> None:
-        """Add to the text."""
+        """Add to the text. The time that it takes is all spent here, but for drawing."""
         self._grow(text)
+        self.lines(self._width)
         self.refresh(layout=True)
 
     async def show(self, text: str) -> None:
         """End the stream with `text`, all that there is."""
         # A reference may be used in a block that was finished before it was defined.
-        if text != self.source or "references" in self._environment:
+        if not text.startswith(self.source) or "references" in self._environment:
             self.source, self._environment, self._blocks = "", {}, []
             self._finished = self._finished_at = 0
             self._forget_lines(0)
-            self._grow(text)
-            self.refresh(layout=True)
+        if text != self.source:
+            self._grow(text[len(self.source) :])
+        self.refresh(layout=True)
         self._colour_long_code()
 
     def on_mount(self) -> None:
@@ -115,7 +125,7 @@ class ReplyMarkdown(Widget):
                 self.run_worker(self._recolour(block, block.code))
 
     async def _recolour(self, block: Block, code: Code) -> None:
-        recoloured = await asyncio.to_thread(code.recoloured)
+        recoloured = await asyncio.get_running_loop().run_in_executor(_colouring, code.recoloured)
         if recoloured.text == code.text:  # it has not grown meanwhile
             block.code = recoloured
             self._forget_lines(0)
@@ -126,10 +136,7 @@ class ReplyMarkdown(Widget):
     def _forget_lines(self, block: int) -> None:
         """Lay that block and those after it out again."""
         if block < len(self._starts):
-            start = self._starts[block]
-            del self._lines[start:], self._starts[block:]
-            for line in [number for number in self._strips if number >= start]:
-                del self._strips[line]
+            del self._lines[self._starts[block] :], self._starts[block:]
 
     def lines(self, width: int) -> list[Line]:
         """The lines at that width, with an empty one after each block."""
@@ -147,30 +154,45 @@ class ReplyMarkdown(Widget):
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         return len(self.lines(width))
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Draw of the lines in view those that have changed; Textual would draw all when the widget grows."""
+        look = (crop.column_span, self.background_colors, self.highlight_link_id)
+        if look != self._look:
+            self._look, self._drawn = look, {}
+        lines = self.lines(self.size.width)
+        drawn: dict[int, tuple[Content, Strip]] = {}
+        for y in crop.line_range:
+            content = lines[y].content if y < len(lines) else EMPTY.content
+            if y not in self._drawn or not content.is_same(self._drawn[y][0]):
+                (strip,) = super().render_lines(Region(crop.x, y, crop.width, 1))
+                self._drawn[y] = content, strip
+            drawn[y] = self._drawn[y]
+        self._drawn = drawn
+        return [strip for _, strip in drawn.values()]
+
     def render_line(self, y: int) -> Strip:
         width = self.size.width
         lines = self.lines(width)
         if y >= len(lines):
             return Strip.blank(width, self.visual_style.rich_style)
-        span = self.text_selection.get_span(y) if self.text_selection else None
-        if span is None and y in self._strips:
-            return self._strips[y]
         content = lines[y].content
-        if span is not None:
+        if self.text_selection and (span := self.text_selection.get_span(y)) is not None:
             start, end = span
             style = Style.from_styles(self.screen.get_component_styles("screen--selection"))
             content = content.stylize(style, start, len(content) if end < 0 else end)
         drawn = Visual.to_strips(self, content, width, 1, self.visual_style, apply_selection=False, pad=True)
-        strip = drawn[0].apply_offsets(0, y)
-        if span is None:
-            self._strips[y] = strip
-        return strip
+        return drawn[0].apply_offsets(0, y)
+
+    def forget_drawn(self) -> None:
+        """Draw all lines again, when they are next in view."""
+        self._drawn = {}
 
     def notify_style_update(self) -> None:
-        self._strips.clear()
+        self.forget_drawn()
         super().notify_style_update()
 
     def selection_updated(self, selection: Selection | None) -> None:
+        self.forget_drawn()
         self.refresh()
 
     def get_selection(self, selection: Selection) -> tuple[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from textual.app import ComposeResult
 from textual.containers import ItemGrid, Vertical
 from textual.content import Content
+from textual.geometry import Region
+from textual.strip import Strip
 from textual.widgets import Static
 
 from .. import keymap
@@ -50,6 +52,10 @@ class ReplyMessage(Vertical):
         yield self._body
         yield self._outcome
         yield self._branch
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """One line of the background stands for all: as the reply grows Textual would draw each of them."""
+        return super().render_lines(Region(crop.x, crop.y, crop.width, 1)) * crop.height
 
     def on_mount(self) -> None:
         self._show_thinking()

@@ -127,15 +127,19 @@ class PromptInput(TextArea):
         self.move_cursor(result.end_location)
 
     async def _on_key(self, event: events.Key) -> None:
-        # Here and not in bindings: those are looked up later, after keys that were typed fast have gone in.
-        if event.key != "enter" and event.key not in NEW_LINE_KEYS:
+        # All of it here: Textual looks up bindings later, after keys that were typed fast have gone in.
+        if event.key == "enter" or event.key in NEW_LINE_KEYS:
+            event.stop()
+            event.prevent_default()  # TextArea's own handler would start a new line on Enter
+            if event.key == "enter":
+                self._submit()
+            else:
+                self._put("\n")
             return
-        event.stop()
-        event.prevent_default()  # TextArea's own handler would start a new line on Enter
-        if event.key == "enter":
-            self._submit()
-        else:
-            self._put("\n")
+        for binding in self._bindings.key_to_bindings.get(event.key, ()):
+            if await self.app.run_action(binding.action, self):
+                event.stop()
+                return
 
     async def _on_paste(self, event: events.Paste) -> None:
         event.stop()

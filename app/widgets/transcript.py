@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
+from textual.geometry import Region
+from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Static
 
 from .. import keymap
 from ..actions import ACTIONS
 from ..conversation import Conversation, Turn
+from .markdown import ReplyMarkdown
 from .message import ReplyMessage, UserMessage
 
 SHOWN_TURNS = 20
 """Of a long conversation only so many turns are shown at first, and more on demand."""
 MOST_TURNS = 3 * SHOWN_TURNS
 """When a conversation has grown to more than that, only its end stays: what is shown is laid out often."""
+DRAWN_TURNS = 4
+"""So many turns at the end may be in view and stay drawn when another one comes."""
 
 Shown = UserMessage | ReplyMessage
 
@@ -38,6 +43,10 @@ class Transcript(VerticalScroll, can_focus=False):
         ),
         Binding("escape", 'turn("leave_turns")', "Back"),
     ]
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """As for a reply: one line of the background stands for all."""
+        return super().render_lines(Region(crop.x, crop.y, crop.width, 1)) * crop.height
 
     def on_mount(self) -> None:
         self._conversation = Conversation()
@@ -105,13 +114,11 @@ class Transcript(VerticalScroll, can_focus=False):
                 await self._remove(old)
                 await self._offer_earlier()
             await self.show_left_out()
+        _forget_drawn(self._shown[-DRAWN_TURNS - 1 : -DRAWN_TURNS])
         self.anchor()
 
     async def _remove(self, widgets: Sequence[Widget]) -> None:
-        for widget in widgets:
-            for each in widget.walk_children(Widget, with_self=True):
-                # Textual 8.2 keeps the lines that it drew of the last 1,024 widgets, removed or not.
-                each._styles_cache.clear()
+        _forget_drawn(widgets)
         await self.remove_children(widgets)
 
     def reply(self, turn: Turn) -> ReplyMessage | None:
@@ -172,6 +179,18 @@ class Transcript(VerticalScroll, can_focus=False):
     def _widget(self, turn: Turn) -> Shown:
         kind = UserMessage if turn.role == "user" else ReplyMessage
         return kind(self._conversation, turn)
+
+
+def _forget_drawn(widgets: Iterable[Widget]) -> None:
+    """Give up drawn lines that are not in view; Textual 8.2 keeps those of 1,024 widgets, removed or not.
+
+    They are so many objects that the garbage collector would need a tenth of a second to look through them.
+    """
+    for widget in widgets:
+        for each in widget.walk_children(Widget, with_self=True):
+            each._styles_cache.clear()
+            if isinstance(each, ReplyMarkdown):
+                each.forget_drawn()
 
 
 def _hint() -> Content:

@@ -26,6 +26,7 @@ from lite_llama.app.screens.wizard import WizardScreen
 from lite_llama.app.settings import SettingsStore
 from lite_llama.app.theme import DARK, LIGHT
 from lite_llama.app.tui import LiteLlamaApp, recognise_alt_enter
+from lite_llama.app.widgets.markdown import ReplyMarkdown
 from lite_llama.app.widgets.prompt import NEW_LINE_KEYS, PromptInput
 from lite_llama.app.widgets.thinking import ThinkingBlock, ThinkingTitle
 from lite_llama.app.widgets.transcript import MOST_TURNS, SHOWN_TURNS, Transcript
@@ -121,9 +122,9 @@ def test_new_line_keys_are_known_however_terminals_send_them(sent):
 
 async def test_keys_that_come_fast_stay_in_order(chat):
     async with chat() as c:
-        for key in ("a", "alt+enter", "b", "enter", "c"):
+        for key in ("x", "backspace", "b", "left", "a", "right", "alt+enter", "b", "enter", "c"):
             c.prompt.post_message(events.Key(key, key if len(key) == 1 else None))
-        await c.until(lambda: c.shown() == ["a\nb", "Fine."])
+        await c.until(lambda: c.shown() == ["ab\nb", "Fine."])
         assert c.prompt.text == "c"
 
 
@@ -503,6 +504,17 @@ async def test_a_conversation_that_grows_long_keeps_its_end_on_the_screen(chat, 
                 -len(shown) :
             ]
         )
+
+
+async def test_turns_far_out_of_view_keep_no_drawn_lines(chat, engine):
+    async with chat() as c:
+        for _ in range(4):
+            engine.reply("line\n\n" * 40)
+            await c.ask("Hi")
+        replies = list(c.app.screen.query(ReplyMarkdown))
+        assert [bool(reply._drawn) for reply in replies] == [False, False, True, True]
+        c.app.screen.query_one(Transcript).scroll_home(animate=False)
+        await c.until(lambda: replies[0]._drawn)
 
 
 async def test_after_a_crash_the_partial_reply_is_there(chat, engine, paths):

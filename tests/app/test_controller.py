@@ -32,7 +32,7 @@ from lite_llama.app.events import (
 from lite_llama.app.log import INTERNAL_ERROR
 from lite_llama.app.remote.endpoint import Endpoints
 from lite_llama.app.settings import Settings
-from lite_llama.engine.events import Thinking
+from lite_llama.engine.events import Failed, Queued, Thinking
 from lite_llama.engine.request import Message
 
 
@@ -129,6 +129,22 @@ async def test_text_is_told_at_most_ten_times_a_second(desk, engine):
     took = time.monotonic() - began
     assert len(desk.of(TextAdded)) <= took / replies.TELL_EVERY_S + 1
     assert desk.turns[-1] == ("assistant", "x" * 200, "complete")
+
+
+@pytest.mark.parametrize(("cost", "pause"), [(0.0, 0.1), (0.04, 0.16), (0.2, 0.25)])
+async def test_what_takes_long_to_show_is_told_less_often(cost, pause):
+    inbox, ended, pauses = replies.Inbox(), 0.0, []
+    inbox.sink(Queued(1, 1))
+    async for events in inbox.batches():
+        pauses.append(time.monotonic() - ended)
+        begin = time.thread_time()
+        while time.thread_time() < begin + cost:
+            pass
+        inbox.sink(Queued(1, 1) if len(pauses) < 3 else Failed(1, "", ""))
+        ended = time.monotonic()
+        if isinstance(events[-1], Failed):
+            break
+    assert 0.95 * pause < min(pauses[1:3]) < 2 * pause
 
 
 async def test_the_users_turn_is_on_disk_before_the_engine_is_asked(desk, engine, paths, monkeypatch):

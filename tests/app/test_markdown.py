@@ -1,5 +1,7 @@
 """Replies as they are laid out: streamed or whole the same, complete, formulas readable, cheap to add to."""
 
+import time
+
 import pytest
 from textual.app import App
 from textual.geometry import Offset
@@ -40,6 +42,8 @@ def shown(widget, width=WIDTH):
 
 
 class Host(App):
+    CSS = "ReplyMarkdown { height: auto }"
+
     def __init__(self, text):
         super().__init__()
         self.reply = ReplyMarkdown(text)
@@ -72,6 +76,25 @@ async def test_at_its_end_all_of_a_reply_is_right(name, until):
         assert app.reply.source == text
         await until(pilot, lambda: shown(app.reply) == shown(whole))
         assert not any(block.code.is_paged for block in whole._blocks if block.code)
+
+
+async def test_long_code_is_coloured_a_block_at_a_time(monkeypatch, until):
+    running, most, done = [], [], []
+
+    def watched(code):
+        running.append(code)
+        most.append(len(running))
+        time.sleep(0.02)
+        running.remove(code)
+        done.append(code)
+        return recoloured(code)
+
+    recoloured = Code.recoloured
+    monkeypatch.setattr(Code, "recoloured", watched)
+    app = Host((LONG_CODE + "```\n\n") * 3)
+    async with app.run_test() as pilot:
+        await until(pilot, lambda: len(done) == 3)
+        assert max(most) == 1
 
 
 async def test_another_text_takes_the_place_of_what_was_streamed():
@@ -123,6 +146,31 @@ def test_the_finished_part_of_growing_code_is_coloured_once(monkeypatch):
         assert coloured.pop().count("\n") < PAGE_LINES
     assert len(coloured) == 3
     assert [line.content.plain.strip() for line in code.lines(WIDTH)] == text.splitlines()
+
+
+async def test_only_lines_that_have_changed_are_drawn_again(monkeypatch):
+    app, drawn = Host("One.\n\n```python\nx = 1\n"), []
+    draw = ReplyMarkdown.render_line
+    monkeypatch.setattr(ReplyMarkdown, "render_line", lambda self, y: drawn.append(y) or draw(self, y))
+
+    async def drawn_after(pilot):
+        drawn.clear()
+        await pilot.pause()
+        return sorted(drawn)
+
+    async with app.run_test(size=(WIDTH, 10)) as pilot:
+        everything = [0, 1, 2, 3, 4]
+        assert await drawn_after(pilot) == []
+        await app.reply.stream("y = ")
+        assert await drawn_after(pilot) == [3, 4]
+        await app.reply.stream("2\n")
+        assert await drawn_after(pilot) == [3]
+        app.screen.selections = {app.reply: Selection(Offset(0, 2), Offset(3, 2))}
+        assert await drawn_after(pilot) == everything
+        app.screen.styles.background = "red"
+        assert await drawn_after(pilot) == everything
+        app.theme = "textual-light"
+        assert await drawn_after(pilot) == everything
 
 
 def test_formulas_are_left_as_they_are():
