@@ -142,15 +142,14 @@ def tile_launches(target: Target) -> Iterator[tuple[str, Callable[[], object]]]:
             x = torch.empty(1, shape["inputs"], dtype=dtype)
             yield key, partial(gemv.gemv, x, weight, gated=gated)
         else:
-            for rows in (16, 64):
-                x = torch.empty(rows, shape["inputs"], dtype=dtype)
-                yield f"{key} {rows}", partial(gemm.gemm, x, weight, split=bool(shape["split"]))
+            x = torch.empty(64, shape["inputs"], dtype=dtype)
+            yield key, partial(gemm.gemm, x, weight, split=bool(shape["split"]))
 
 
 def linear_launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """The linear layers for one, few and many tokens, at narrow and wide shapes."""
     linear = operators.triton_operators().linear
-    narrow, wide = (896, 4864, torch.bfloat16), (4096, 14336, torch.float16)
+    narrow, wide = (896, 4864, torch.bfloat16), (2048, 8192, torch.float16)
     for (hidden, ffn, dtype), rows in ((narrow, 1), (narrow, 64), (wide, 4), (wide, 16)):
         norm, bias = torch.empty(hidden, dtype=dtype), torch.empty(2 * ffn, dtype=dtype)
         square, gate_up = torch.empty(hidden, hidden, dtype=dtype), torch.empty(2 * ffn, hidden, dtype=dtype)
