@@ -13,7 +13,7 @@ chat: $(STAMP)            ## set up and open the app
 	$(VENV)/bin/lite-llama-tui
 
 test: $(DEV_STAMP) lint   ## set up and run lint, types and tests
-	$(PY) -m pytest -n 2 -m "not gpu" $(PYTEST_ARGS)
+	$(PY) -m pytest -n 3 --dist loadfile -m "not gpu" $(PYTEST_ARGS)
 
 gpu-test: $(LINK)         ## kernel and engine tests that need a GPU
 	PYTHONPATH=.cache/import $(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m pytest -m gpu tests/kernels tests/engine $(PYTEST_ARGS)
