@@ -60,8 +60,8 @@ class Target:
     def chain(self, *, early: bool) -> dict[str, object]:
         """Launch options of a kernel that calls `start_dependents` and `await_previous`, for its PDL.
 
-        `early`: the next kernel may start at once, which pays where one token's kernels leave room beside
-        them; else only when this one has its inputs. (pdl.py)
+        `early`: the next kernel may start at once, which pays where this one leaves it room; else only when
+        this one has its inputs. (pdl.py)
         """
         return {"PDL": 1 if early else 2, "launch_pdl": True} if self.pdl else {"PDL": 0}
 

@@ -380,7 +380,7 @@ def candidates(head_dim: int, where: Target, *, few: bool) -> Iterator[Options]:
             if block_n <= min_split and 16 <= block_n * head_dim // threads <= 64:
                 yield _early(block_n, min_split, threads, where)
     else:
-        for tried in product((32, 64), (128, 256), (64, 128), (2, 3), (4, 8)):
+        for tried in product((32, 64), (64, 128, 256), (64, 128), (2, 3, 4), (4, 8)):
             yield _staged(*tried, where)
 
 
@@ -449,7 +449,7 @@ def triton_decode_attention(
     space = scratch(batch, q_heads, kv_heads, head_dim, qkv.device)
     options = dict(tile(head_dim, group, k_cache.dtype, where, norm=q_norm is not None, few=few))
     shares = share_count(batch, kv_heads, options.pop("PROGRAMS"), where)
-    chain = {"PDL": 0} if one_sequence else where.chain(early=batch == 1)
+    chain = {"PDL": 0} if one_sequence else where.chain(early=True)
     launch = partial(
         _decode_attention_kernel[(batch, kv_heads, shares)],
         qkv, positions, slots, page_table, cos, sin, q_norm, k_norm, k_cache, v_cache,

@@ -115,10 +115,10 @@ def rule(inputs: int, gated: bool, dtype: torch.dtype, where: Target) -> Options
 
 
 def candidates(inputs: int, gated: bool, where: Target) -> Iterator[Options]:
-    """Options worth measuring."""
-    widest = triton.next_power_of_2(inputs)
-    for block_n, block_k, threads in product((2, 4, 8, 16), (512, 1024, 2048, 4096), (64, 128, 256)):
-        if block_k <= widest and block_n * block_k // threads in ((16, 32) if gated else (32, 64)):
+    """Options worth measuring: as few as 8 weights a thread, since many small programs end together."""
+    each = (8, 16, 32) if gated else (16, 32, 64)
+    for block_n, block_k, threads in product((1, 2, 4, 8), (512, 1024, 2048, 4096), (64, 128, 256, 512)):
+        if block_k <= triton.next_power_of_2(inputs) and block_n * block_k // threads in each:
             warps = where.warps(threads)
             yield {"BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": warps, "num_stages": 1}
 

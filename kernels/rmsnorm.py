@@ -51,13 +51,13 @@ def _rmsnorm_kernel(x_ptr, weight_ptr, out_ptr, size, x_stride, eps, BLOCK: tl.c
 def row_launch(size: int) -> dict[str, object]:
     """Launch options for a kernel that holds a row of `size` elements in registers."""
     block = triton.next_power_of_2(size)
-    return {"BLOCK": block, "num_warps": min(max(block // 512, 1), 16)}
+    return {"BLOCK": block, "num_warps": min(max(block // 128, 1), 16)}
 
 
 def triton_rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [T, H] (rows may be strided), weight [H] -> [T, H]."""
     rows, size = x.shape
     out = x.new_empty(rows, size)
-    options = row_launch(size) | target(x.device).chain(early=False)
+    options = row_launch(size) | target(x.device).chain(early=True)
     _rmsnorm_kernel[(rows,)](x, weight, out, size, x.stride(0), eps, **options)
     return out

@@ -44,7 +44,7 @@ def triton_skip_rmsnorm(x: Tensor, residual: Tensor, weight: Tensor, eps: float)
     """As `reference`; all tensors are contiguous."""
     parts, rows, size = x.shape
     out, total = residual.new_empty(rows, size), residual.new_empty(rows, size)
-    options = row_launch(size) | target(residual.device).chain(early=False)
+    options = row_launch(size) | target(residual.device).chain(early=True)
     _skip_rmsnorm_kernel[(rows,)](
         x, residual, weight, out, total, size, x.stride(0), eps, PARTS=parts, **options
     )

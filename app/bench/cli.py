@@ -97,6 +97,10 @@ def decode(
             "both with a comma between, or none.",
         ),
     ] = "transformers",
+    compare_batch: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", min=1, help="Batches that the others run too; default: all."),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     repeats: Repeats = 3,
@@ -104,6 +108,9 @@ def decode(
     out: Out = None,
 ) -> None:
     """Time to first token and decode rate, beside transformers."""
+    batches, compare_batches = batch or [1], compare_batch or []
+    if unknown := set(compare_batches) - set(batches):
+        raise typer.BadParameter(f"--compare-batch {min(unknown)} has no --batch {min(unknown)}.")
     from .rivals import parse
 
     rivals = parse(compare)
@@ -113,10 +120,11 @@ def decode(
         publish(
             measure(
                 subject,
-                batches=batch or [1],
+                batches=batches,
                 prompt_tokens=prompt_tokens,
                 new_tokens=new_tokens,
                 compare=rivals,
+                compare_batches=compare_batches,
                 repeats=repeats,
                 tell=tell,
             )

@@ -31,6 +31,7 @@ def measure(
     prompt_tokens: int,
     new_tokens: int,
     compare: tuple[str, ...],
+    compare_batches: list[int],
     repeats: int,
     tell: Tell,
 ) -> Report:
@@ -39,6 +40,8 @@ def measure(
     Both sides get the same weights and prompts and are timed the same way: the wall clock around a whole
     generation of one token (the time to first token) and of all tokens; the decode rate is the other
     tokens over the difference. End-of-turn tokens are ignored on both sides and the tokens counted.
+    `compare_batches`: those that the rivals generate as well; none: all of them.
+
     Raises UserError when the model cannot be loaded or the requests do not fit.
     """
     from ...engine.device import resolve_device
@@ -79,7 +82,7 @@ def measure(
     weights = rivals.shared_weights(engine, config) if compare else {}
     del engine  # its KV cache goes, its weights stay
     for name in compare:
-        for batch in batches:
+        for batch in compare_batches or batches:
             free_memory()
             tell(f"{name}, batch {batch}")
             rival = rivals.Rival(name, subject.raw_config, weights)
