@@ -12,6 +12,7 @@ LINK := .cache/import/lite_llama
 chat: $(STAMP)            ## set up and open the app
 	$(VENV)/bin/lite-llama-tui
 
+# Three workers for two processors: half of a screen's test is waiting. A file at a time, since its tests share models.
 test: $(DEV_STAMP) lint   ## set up and run lint, types and tests
 	$(PY) -m pytest -n 3 --dist loadfile -m "not gpu" $(PYTEST_ARGS)
 

@@ -179,7 +179,7 @@ def test_not_enough_memory(fails, tiny_model, monkeypatch):
 
 
 def start_conversion(checkpoint: Path, home: Path) -> subprocess.Popen[str]:
-    """A conversion in a process of its own, slowed down, and in the middle of the weights; no part is kept."""
+    """A conversion in a process of its own, slowed down, in the middle of the weights; it keeps no part."""
     code = (
         "import sys, time\n"
         "from lite_llama.converter.huggingface import HuggingFaceSource\n"
