@@ -22,8 +22,9 @@ from .sequence import Sequence
 
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 """Sequences of a decode step that has a graph; what lies between is padded."""
-PREFILL_SIZES = (16, 32, 64, 128, 256, 384, 512, 640, 768, 1024)
-"""Tokens of a prefill that has a graph: longer ones keep the device busy while the host launches."""
+PREFILL_SIZES = (16, 32, 64, 128, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
+"""Tokens of a prefill that has a graph: up to a whole chunk, which a busy host launches more slowly than a
+fast GPU reads it."""
 WARM_SIZES = (256, 128, 64)
 """Prefill graphs captured at the start, with that of one sequence's decode: a first message's."""
 MAX_DRAFTS = 3
@@ -182,16 +183,16 @@ class ModelRunner:
         images: tuple[list[int], Tensor] | None = None,
     ) -> None:
         """images: rows of the chunk that belong to images, and their embeddings."""
-        size = min((size for size in PREFILL_SIZES if size >= len(ids)), default=0) if last else 0
+        size = min((size for size in PREFILL_SIZES if size >= len(ids)), default=0)
         if not (self._graphs and size):
             shown = images and self._shown(*images, len(ids))
             self._prefill_step(self.state.upload([*head, *ids], torch.int32), last=last, images=shown)
             return
         shown = images and self._shown(*images, size, self._images)
-        function = partial(self._prefill_step, last=True, images=shown)
+        function = partial(self._prefill_step, last=last, images=shown)
         inputs = [*head, *ids, *[0] * (size - len(ids))]
         idle = [self.state.padding, 0, 1, *[0] * size]
-        self._run(("prefill", size, bool(images)), function, inputs, idle)
+        self._run(("prefill", size, last, bool(images)), function, inputs, idle)
 
     def _shown(
         self, rows: list[int], embeddings: Tensor, size: int, into: tuple[Tensor, Tensor] | None = None
