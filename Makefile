@@ -12,8 +12,10 @@ LINK := .cache/import/lite_llama
 chat: $(STAMP)            ## set up and open the app
 	$(VENV)/bin/lite-llama-tui
 
+# Three workers for two processors: half of a screen's test is waiting. A file at a time, whose tests share models, in
+# the order of their names: the one test that takes longest, of the kernels, then runs beside others.
 test: $(DEV_STAMP) lint   ## set up and run lint, types and tests
-	$(PY) -m pytest -n 2 -m "not gpu" $(PYTEST_ARGS)
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not gpu" $(PYTEST_ARGS)
 
 gpu-test: $(LINK)         ## kernel and engine tests that need a GPU
 	PYTHONPATH=.cache/import $(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m pytest -m gpu tests/kernels tests/engine $(PYTEST_ARGS)

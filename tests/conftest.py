@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -126,6 +127,22 @@ _VISION: dict[str, Any] = {
     "image_size": IMAGE_SIZE,
     "patch_size": PATCH_SIZE,
 }
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Any:
+    """A home of the test's own, still empty (app.paths.Paths)."""
+    from lite_llama.app.paths import Paths
+
+    return Paths(data=tmp_path / "home", config=tmp_path / "home")
+
+
+@pytest.fixture
+def until() -> Callable[..., Awaitable[None]]:
+    """`await until(pilot, condition)` lets the app run until the condition holds; see app_chat."""
+    import app_chat
+
+    return app_chat.until
 
 
 class MakeLlava(Protocol):

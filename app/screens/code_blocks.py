@@ -11,7 +11,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import OptionList, Static
+from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from ..text import inert
@@ -29,8 +29,8 @@ class CodeBlocksScreen(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with Vertical(id="dialog", classes="dialog") as dialog:
             dialog.border_title = "Copy code"
+            dialog.border_subtitle = "Enter copies   Esc closes"
             yield OptionList(*(Option(_entry(block)) for block in self._blocks), markup=False)
-            yield Static("Enter copies   Esc closes", id="keys", markup=False)
 
     def on_mount(self) -> None:
         options = self.query_one(OptionList)

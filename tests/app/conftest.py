@@ -9,27 +9,23 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from app_chat import Chat
 from textual import on
 from textual.app import App
 from textual.events import DescendantFocus
-from textual.pilot import Pilot
 from textual.screen import Screen
-from textual.widgets import Input, Static, TextArea
+from textual.widgets import Input, TextArea
 
 from lite_llama.app.machine import Machine, MachineLoad
 from lite_llama.app.paths import Paths
 from lite_llama.app.theme import THEMES
 from lite_llama.app.tui import LiteLlamaApp
-from lite_llama.app.widgets.markdown import ReplyMarkdown
-from lite_llama.app.widgets.message import ReplyMessage, UserMessage
-from lite_llama.app.widgets.prompt import PromptInput
-from lite_llama.app.widgets.transcript import Transcript
 from lite_llama.engine.events import (
     Alternative,
     EngineFigures,
@@ -308,12 +304,6 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> Paths:
-    """A home of the test's own, still empty."""
-    return Paths(data=tmp_path / "home", config=tmp_path / "home")
-
-
-@pytest.fixture
 def engine():
     """A FakeEngine without a model; its threads are ended after the test."""
     fake = FakeEngine()
@@ -434,76 +424,18 @@ def host() -> type[ScreenHost]:
     return ScreenHost
 
 
-async def _until(pilot: Pilot[Any], condition: Callable[[], object], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "what the test waits for did not happen"
-        await pilot.pause(0.01)
-    await pilot.pause()
-
-
 @pytest.fixture
-def until() -> Callable[..., Awaitable[None]]:
-    """`await until(pilot, condition)` lets the app run until the condition holds."""
-    return _until
-
-
-class Chat:
-    """The running app as a user sees it."""
-
-    def __init__(self, app, pilot, until):
-        self.app, self.pilot, self._until = app, pilot, until
-        self.prompt = app.screen_stack[0].query_one(PromptInput)
-        self.prompt.cursor_blink = False
-
-    async def until(self, condition):
-        await self._until(self.pilot, condition)
-
-    async def send(self, text):
-        self.prompt.text = text
-        await self.pilot.press("enter")
-
-    async def ask(self, text):
-        await self.send(text)
-        await self.replied()
-
-    async def replied(self):
-        await self.until(lambda: not self.app.controller.replying)
-
-    async def screen(self, kind):
-        await self.until(lambda: isinstance(self.app.screen, kind))
-
-    def shown(self):
-        """The conversation on the screen: what the user wrote, and the source of the replies."""
-        transcript = self.app.screen_stack[0].query_one(Transcript)
-        texts = []
-        for widget in transcript.children:
-            if isinstance(widget, UserMessage):
-                texts.append(str(widget.query_one(".text", Static).render()))
-            elif isinstance(widget, ReplyMessage):
-                texts.append(widget.query_one(ReplyMarkdown).source)
-        return texts
-
-    def text_of(self, selector):
-        return str(self.app.screen_stack[0].query(selector).last(Static).render())
-
-    def notices(self):
-        return [notice.message for notice in self.app._notifications]
-
-
-@pytest.fixture
-def chat(make_app, until):
-    """`async with chat() as c:` runs the app until the model is loaded."""
+def chat(make_app):
+    """`async with chat() as c:` runs the app until the model is loaded; c is a Chat, or another `driver`."""
 
     class Running:
-        def __init__(self, size=(80, 24), wait=True, **options):
+        def __init__(self, driver=Chat, *, size=(80, 24), wait=True, **options):
             self.app = make_app(**options)
-            self.size, self.wait = size, wait
+            self.driver, self.size, self.wait = driver, size, wait
 
         async def __aenter__(self):
             self._run = self.app.run_test(size=self.size)
-            pilot = await self._run.__aenter__()
-            running = Chat(self.app, pilot, until)
+            running = self.driver(self.app, await self._run.__aenter__())
             if self.wait:
                 await running.until(lambda: running.text_of("#telemetry").startswith("Ready"))
             return running

@@ -12,6 +12,7 @@ import zlib
 from types import SimpleNamespace
 
 import pytest
+from app_chat import Chat
 from PIL import Image as pillow
 from PIL import ImageGrab
 from textual import events
@@ -24,20 +25,10 @@ from lite_llama.app.widgets.attachments import AttachedChip, AttachmentBar, Chip
 from lite_llama.app.widgets.graphics import graphics_widget
 from lite_llama.app.widgets.message import UserMessage
 from lite_llama.app.widgets.picture import Picture
-from lite_llama.app.widgets.prompt import PromptInput
 
 
-class Chat:
-    """The running app as a user sees it."""
-
-    def __init__(self, app, pilot, until):
-        self.app, self.pilot, self._until = app, pilot, until
-        self.screen = app.screen_stack[0]
-        self.prompt = self.screen.query_one(PromptInput)
-        self.controller = app.controller
-
-    async def until(self, condition, seconds=20):
-        await self._until(self.pilot, condition, seconds)
+class ImageChat(Chat):
+    """A chat with images in it."""
 
     async def drop(self, text):
         self.prompt.post_message(events.Paste(text))
@@ -49,35 +40,18 @@ class Chat:
         await self.drop(" ".join(shlex.quote(str(path)) for path in paths))
         await self.until(lambda: len(self.chips()) == there + len(paths))
 
-    async def write(self, text):
-        self.prompt.text = text
-        await self.pilot.press("enter")
-
-    async def ask(self, text):
-        await self.write(text)
-        await self.until(lambda: not self.controller.replying and not self.prompt.text)
-
     def chips(self):
         """What the chips above the prompt say."""
-        return [text_of(chip) for chip in self.screen.query(AttachedChip) if chip.query(Static)]
+        return [text_of(chip) for chip in self.main.query(AttachedChip) if chip.query(Static)]
 
     def sent(self):
         """What the chips in the conversation say."""
-        sent = self.screen.query(UserMessage).results()
+        sent = self.main.query(UserMessage).results()
         return [text_of(chip) for message in sent for chip in message.query(Chip) if chip.query(Static)]
 
     def remark(self):
-        remark = self.screen.query_one(AttachmentBar).query_one(".remark", Static)
+        remark = self.main.query_one(AttachmentBar).query_one(".remark", Static)
         return str(remark.render()) if remark.display else ""
-
-    def context(self):
-        return str(self.screen.query_one("#context", Static).render())
-
-    def notices(self):
-        return [notice.message for notice in self.app._notifications]
-
-    async def on(self, kind):
-        await self.until(lambda: isinstance(self.app.screen, kind))
 
 
 def text_of(chip):
@@ -85,24 +59,13 @@ def text_of(chip):
 
 
 @pytest.fixture
-def chat(make_app, until):
-    """`async with chat() as c:` runs the app until the model is loaded."""
+def chat(chat):
+    """`async with chat() as c:` runs the app with a model that sees, until that is loaded."""
 
-    class Running:
-        def __init__(self, model="llava", size=(100, 30)):
-            self.app, self.size = make_app(model=model), size
+    def run(model="llava", size=(100, 30)):
+        return chat(ImageChat, model=model, size=size)
 
-        async def __aenter__(self):
-            self._run = self.app.run_test(size=self.size)
-            running = Chat(self.app, await self._run.__aenter__(), until)
-            await running.until(lambda: not running.controller.loader.loading)
-            return running
-
-        async def __aexit__(self, *error):
-            await self.app.controller.cancel()
-            await self._run.__aexit__(*error)
-
-    return Running
+    return run
 
 
 @pytest.fixture
@@ -151,7 +114,7 @@ async def test_a_dropped_path_becomes_a_chip_and_no_text(chat, draw, name, writt
         assert c.chips() == [[name, "40 x 30", "576 tokens"]]
         assert c.prompt.text == "What is this?"
         assert c.notices() == []
-        await c.until(lambda: " 583 / 2,048" in c.context())  # 4 + 3 words + 576
+        await c.until(lambda: " 583 / 2,048" in c.text_of("#context"))  # 4 + 3 words + 576
 
 
 async def test_several_at_once_keep_their_order(chat, draw):
@@ -178,7 +141,7 @@ async def test_a_path_within_a_sentence_is_text(chat, draw, engine):
 
 async def test_a_written_path_attaches_and_is_not_sent(chat, draw, engine):
     async with chat() as c:
-        await c.write(str(draw()))
+        await c.send(str(draw()))
         await c.until(c.chips)
         assert c.prompt.text == ""
         assert engine.requests == []
@@ -199,13 +162,13 @@ async def test_a_path_of_nothing_stays_text_and_comes_back(chat, tmp_path, engin
 async def test_the_command_takes_any_path(chat, draw, tmp_path):
     draw("my cat.png").rename(tmp_path / "my cat")  # without a suffix: only the command takes it
     async with chat() as c:
-        await c.write(f"/image {tmp_path / 'my cat'}")
+        await c.send(f"/image {tmp_path / 'my cat'}")
         await c.until(c.chips)
-        await c.write(f"/image {draw('a.png')} '{draw('b c.png')}'")
+        await c.send(f"/image {draw('a.png')} '{draw('b c.png')}'")
         await c.until(lambda: len(c.chips()) == 3)
         assert [name for name, *_ in c.chips()] == ["my cat", "a.png", "b c.png"]
-        await c.write("/image")
-        await c.on(ImagesScreen)
+        await c.send("/image")
+        await c.screen(ImagesScreen)
 
 
 async def test_the_picker(chat, draw, tmp_path, monkeypatch):
@@ -214,14 +177,14 @@ async def test_the_picker(chat, draw, tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path)
     async with chat() as c:
         await c.pilot.press("f4")
-        await c.on(ImagesScreen)
+        await c.screen(ImagesScreen)
         await c.pilot.press("f")
         await c.until(lambda: len(c.app.screen_stack) == 3)
         field = c.app.screen.query_one(Input)
         field.value = "cat.png"
         field.focus()
         await c.pilot.press("enter")
-        await c.on(ImagesScreen)
+        await c.screen(ImagesScreen)
         await c.until(lambda: c.app.screen.query_one(OptionList).option_count == 1)
         await c.pilot.press("escape")
         assert c.chips() == [["cat.png", "40 x 30", "576 tokens"]]
@@ -265,7 +228,7 @@ async def test_the_clipboards_image(chat, monkeypatch):
         assert c.chips() == [["clipboard.png", "64 x 48", "576 tokens"]]
         assert c.prompt.text == ""
         await c.pilot.press("f4")
-        await c.on(ImagesScreen)
+        await c.screen(ImagesScreen)
         grabbed = pillow.new("RGB", (20, 10))
         await c.pilot.press("v")
         await c.until(lambda: len(c.chips()) == 2)
@@ -316,11 +279,11 @@ async def test_the_panel_may_be_closed_before_an_image_is_read(chat, draw, monke
     monkeypatch.setattr(attachments, "attachment_of", lambda image: (held.wait(20), make(image))[1])
     async with chat() as c:
         await c.pilot.press("f4")
-        await c.on(ImagesScreen)
+        await c.screen(ImagesScreen)
         c.app.screen.post_message(events.Paste(str(draw())))
         await c.until(lambda: c.remark() == "Reading 1 image…")
         await c.pilot.press("escape")
-        await c.until(lambda: c.app.screen is c.screen)
+        await c.until(lambda: c.app.screen is c.main)
         held.set()
         await c.until(c.chips)
         assert c.chips()[0][0] == "cat.png"
@@ -332,15 +295,15 @@ async def test_the_panel_may_be_closed_before_an_image_is_read(chat, draw, monke
 async def test_a_chip_is_removed_by_mouse_and_by_key(chat, draw):
     async with chat() as c:
         await c.attach(draw("a.png"), draw("bb.png"), draw("ccc.png"))
-        await c.pilot.click(c.screen.query(".remove").first())
+        await c.pilot.click(c.main.query(".remove").first())
         await c.until(lambda: [name for name, *_ in c.chips()] == ["bb.png", "ccc.png"])
         await c.pilot.press("shift+tab", "delete")
         await c.until(lambda: [name for name, *_ in c.chips()] == ["bb.png"])
         assert c.app.focused is c.prompt
         await c.pilot.press("shift+tab", "enter")
-        await c.on(ImagesScreen)
+        await c.screen(ImagesScreen)
         await c.pilot.press("d")
-        await c.until(lambda: not c.screen.query_one(AttachmentBar).display)
+        await c.until(lambda: not c.main.query_one(AttachmentBar).display)
         assert "No image is attached." in str(c.app.screen.query_one("#remark", Static).render())
 
 
@@ -352,8 +315,8 @@ async def test_the_panel_previews_the_chosen_image(chat, draw):
 
     async with chat() as c:
         await c.attach(draw("a.png"), draw("bb.png"))
-        await c.pilot.click(c.screen.query(AttachedChip).first())
-        await c.on(ImagesScreen)
+        await c.pilot.click(c.main.query(AttachedChip).first())
+        await c.screen(ImagesScreen)
         await c.until(lambda: colours() == {(9 * len("bb.png"), 120, 40)})
         await c.pilot.press("up")
         await c.until(lambda: colours() == {(9 * len("a.png"), 120, 40)})
@@ -397,7 +360,7 @@ async def test_a_reopened_chat_has_its_images_though_the_file_is_gone(chat, draw
     async with chat() as c:
         await c.controller.open_conversation(conversation)
         await c.until(lambda: c.sent() == [["cat.png", "40 x 30"]])
-        await c.until(lambda: " 588 / 2,048" in c.context())
+        await c.until(lambda: " 588 / 2,048" in c.text_of("#context"))
         await c.ask("Are you sure?")
         assert answered(engine) == [["cat.png"], [], []]
         assert engine.requests[0].messages[0] == engine.requests[1].messages[0]
@@ -407,7 +370,7 @@ async def test_images_are_on_disk_before_the_reply_begins(chat, draw, engine, pa
     engine.reply("Fine.", hold_after=0)
     async with chat() as c:
         await c.attach(draw())
-        await c.write("What is this?")
+        await c.send("What is this?")
         await c.until(lambda: engine.requests)
         other = await Database.open(paths.database)  # as after a kill -9
         try:
@@ -450,7 +413,7 @@ async def test_a_refused_message_comes_back_with_its_images(chat, draw, engine):
     engine.reply(refuse="The prompt is too long: start a new conversation.")
     async with chat() as c:
         await c.attach(draw("a.png"))
-        await c.write("What is this?")
+        await c.send("What is this?")
         await c.until(lambda: c.prompt.text == "What is this?")
         await c.until(c.chips)
         assert c.sent() == []
@@ -468,8 +431,8 @@ async def test_a_model_that_sees_is_offered_and_the_message_kept(chat, draw, eng
         await c.attach(draw())
         assert c.remark() == "blind reads text only: Enter shows the models that see."
         assert c.chips() == [["cat.png", "40 x 30"]]
-        await c.write("What is this?")
-        await c.on(SeeingModelsScreen)
+        await c.send("What is this?")
+        await c.screen(SeeingModelsScreen)
         assert engine.requests == []
         options = c.app.screen.query_one(OptionList).options
         assert [str(option.prompt) for option in options] == [
@@ -489,12 +452,12 @@ async def test_a_model_that_sees_is_offered_and_the_message_kept(chat, draw, eng
 async def test_staying_keeps_the_message_too(chat, draw, engine):
     async with chat(model="blind") as c:
         await c.attach(draw())
-        await c.write("What is this?")
-        await c.on(SeeingModelsScreen)
+        await c.send("What is this?")
+        await c.screen(SeeingModelsScreen)
         text = str(c.app.screen.query(Static).first().render())
         assert text.startswith("None of your models sees images: add one")
         await c.pilot.press("end", "enter")
-        await c.until(lambda: c.app.screen is c.screen)
+        await c.until(lambda: c.app.screen is c.main)
         assert c.prompt.text == "What is this?"
         assert len(c.chips()) == 1
         assert engine.requests == []
@@ -504,25 +467,25 @@ async def test_the_panel_offers_models_too(chat, draw, make_model):
     make_model("llava-1.5-7b")
     async with chat(model="blind") as c:
         await c.pilot.press("f4")
-        await c.on(ImagesScreen)
+        await c.screen(ImagesScreen)
         remark = str(c.app.screen.query_one("#remark", Static).render())
         assert remark.endswith("blind reads text only: s shows the models that see.")
         await c.pilot.press("s")
-        await c.on(SeeingModelsScreen)
+        await c.screen(SeeingModelsScreen)
         await c.pilot.press("escape")
-        await c.until(lambda: c.app.screen is c.screen)
+        await c.until(lambda: c.app.screen is c.main)
 
 
-async def test_a_message_that_waited_for_a_model_that_does_not_see(make_app, until, draw, engine):
+async def test_a_message_that_waited_for_a_model_that_does_not_see(make_app, draw, engine):
     engine.load_hold.clear()
     app = make_app(model="blind")
     async with app.run_test() as pilot:
-        c = Chat(app, pilot, until)
+        c = ImageChat(app, pilot)
         await c.attach(draw())
-        await c.write("What is this?")
+        await c.send("What is this?")
         await c.until(lambda: c.sent() == [["cat.png", "40 x 30"]])
         engine.load_hold.set()
-        await c.on(SeeingModelsScreen)
+        await c.screen(SeeingModelsScreen)
         assert c.prompt.text == "What is this?"
         await c.until(lambda: len(c.chips()) == 1)
         assert c.sent() == []
@@ -535,7 +498,7 @@ async def test_another_model_goes_on_without_earlier_images_and_says_so(chat, dr
         await c.ask("What is this?")
         await c.controller.load_model("text-only")
         await c.until(lambda: c.controller.loader.model and c.controller.loader.model.name == "text-only")
-        await c.until(lambda: " 12 / 2,048" in c.context())
+        await c.until(lambda: " 12 / 2,048" in c.text_of("#context"))
         await c.ask("And what is 1 + 1?")
         assert answered(engine) == [[], [], []]
         assert c.notices() == ["text-only reads text only: it answers without this conversation's images."]
@@ -583,7 +546,7 @@ async def test_a_bad_file_is_refused_in_a_sentence(chat, tmp_path, engine, name,
             c.prompt.text = "What is this?"
             await c.drop(shlex.quote(str(path)))
         else:
-            await c.write(command)
+            await c.send(command)
         await c.until(c.notices)
         assert len(c.notices()) == 1
         assert c.notices()[0].startswith(words)
@@ -598,7 +561,7 @@ async def test_no_file_no_permission(chat, tmp_path, draw, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     async with chat() as c:
-        await c.write(f"/image {tmp_path}")
+        await c.send(f"/image {tmp_path}")
         await c.until(c.notices)
         assert c.notices() == [f"{tmp_path} is a directory: name an image file in it."]
         monkeypatch.setattr("pathlib.Path.read_bytes", denied)  # the tests may run as root
@@ -611,7 +574,7 @@ async def test_no_file_no_permission(chat, tmp_path, draw, monkeypatch):
 async def test_good_ones_among_bad_ones_are_attached(chat, tmp_path, draw):
     (tmp_path / "empty.png").touch()
     async with chat() as c:
-        await c.write(f"/image {draw()} {tmp_path / 'empty.png'}")
+        await c.send(f"/image {draw()} {tmp_path / 'empty.png'}")
         await c.until(lambda: c.chips() and c.notices())
         await c.until(lambda: c.prompt.text)  # with both paths: what is attached already is passed over
         assert [name for name, *_ in c.chips()] == ["cat.png"]
@@ -632,7 +595,7 @@ async def test_odd_images_are_shown_as_they_are_to_be_seen(chat, tmp_path):
         await c.attach(*(tmp_path / name for name in ("cmyk.jpg", "palette.png", "deep.png", "turned.jpg")))
         assert [size for _, size, _ in c.chips()] == ["30 x 20", "30 x 20", "30 x 20", "20 x 40"]
         assert c.notices() == []
-        red, *white = [item.thumbnail.getpixel((5, 5)) for item in c.screen.attachments.items][:3]
+        red, *white = [item.thumbnail.getpixel((5, 5)) for item in c.main.attachments.items][:3]
         assert red[0] > 230
         assert max(red[1:]) < 60
         assert white == [(255, 255, 255)] * 2
@@ -651,7 +614,7 @@ async def test_a_message_waits_for_its_image(chat, draw, engine, monkeypatch):
     async with chat() as c:
         await c.drop(str(draw()))
         await c.until(lambda: c.remark() == "Reading 1 image…")
-        await c.write("What is this?")
+        await c.send("What is this?")
         await c.until(c.notices)
         assert c.notices() == ["An image is still being read: send the message in a moment."]
         assert c.prompt.text == "What is this?"

@@ -55,6 +55,16 @@ async def test_the_engines_speed_is_shown_while_it_writes(chat, engine):
         assert c.shown()[-1] == "abc"
 
 
+async def test_the_reading_of_the_prompt_is_shown(chat, engine):
+    engine.reply("a", hold_after=0)
+    async with chat() as c:
+        await c.send("Hi")
+        await c.until(lambda: c.text_of("#telemetry").startswith("Reading the prompt"))
+        await c.until(lambda: c.text_of("#telemetry").endswith(" 5 / 5 tokens"))
+        engine.release()
+        await c.replied()
+
+
 async def test_escape_keeps_the_part_and_ctrl_g_goes_on(chat, engine):
     engine.reply("One, ", "two", hold_after=1)
     async with chat() as c:

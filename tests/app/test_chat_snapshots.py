@@ -53,6 +53,8 @@ def play(engine, state):
         tokens = held or len(thinking) + 1
         rate = "20.0 tok/s"
         return f"{rate} · {tokens} tokens" if held else f"{tokens} tokens · {rate} · first token 0.25 s"
+    if state == "code":
+        pieces += ["\n```sh\npip install llama\n```\n"]
     engine.reply(*pieces)
     return f"{len(pieces)} tokens · 20.0 tok/s · first token 0.25 s"
 
@@ -76,6 +78,9 @@ def play(engine, state):
         ("branches", LARGE, LIGHT),
         ("editing", SMALL, LIGHT),
         ("help", SMALL, DARK),
+        ("help", SMALL, LIGHT),
+        ("help", LARGE, DARK),
+        ("help", LARGE, LIGHT),
         ("conversations", SMALL, LIGHT),
         ("conversations", LARGE, DARK),
         ("search", SMALL, DARK),
@@ -84,9 +89,17 @@ def play(engine, state):
         ("sidebar", LARGE, LIGHT),
         ("queue", SMALL, LIGHT),
         ("figures", SMALL, DARK),
+        ("figures", SMALL, LIGHT),
+        ("figures", LARGE, DARK),
         ("figures", LARGE, LIGHT),
+        ("full", SMALL, DARK),
         ("full", SMALL, LIGHT),
         ("full", LARGE, DARK),
+        ("full", LARGE, LIGHT),
+        ("code", SMALL, DARK),
+        ("code", SMALL, LIGHT),
+        ("code", LARGE, DARK),
+        ("code", LARGE, LIGHT),
         ("left-out", SMALL, DARK),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value[0]}x{value[1]}",
@@ -138,6 +151,9 @@ def test_chat_looks_as_accepted(
             await asyncio.sleep(0.4)  # the meter counts again
         if key := {"help": "f1", "conversations": "ctrl+o", "search": "f8", "figures": "f9"}.get(state):
             await pilot.press(key)
+            await until(pilot, lambda: app.screen.query("#dialog"))
+        if state == "code":
+            await pilot.press("alt+up", "b")
             await until(pilot, lambda: app.screen.query("#dialog"))
         if state == "search":
             app.screen.query_one("#search", Input).cursor_blink = False

@@ -1,7 +1,6 @@
 """Comparing without a screen: what is loaded where and when, what is answered at once, what is saved."""
 
 import asyncio
-from functools import partial
 
 import pytest
 
@@ -30,7 +29,8 @@ class Bench:
     def __init__(self, loader, archive, engines, endpoints):
         self.loader, self.archive, self.endpoints = loader, archive, endpoints
         self.told = ([], [])
-        models = CompareModels(loader, SETTINGS, partial(next, iter(engines)), endpoints)
+        self.notices = []
+        models = CompareModels(loader, SETTINGS, iter(engines).__next__, endpoints)
         self.comparison = Comparison(models, archive, SETTINGS, {})
 
     async def listen(self, number, event):

@@ -20,11 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from app_chat import Chat
 from terminal_chat import TerminalChat
 
 from lite_llama.app.database import Database
 from lite_llama.app.tui import LiteLlamaApp
-from lite_llama.app.widgets.prompt import PromptInput
 from lite_llama.converter import Done, convert
 from lite_llama.engine.engine import Engine
 
@@ -41,33 +41,8 @@ def tiny(make_checkpoint, tmp_path_factory):
     return done.checkpoint.path
 
 
-class RealChat:
-    """The app with the real engine and the tiny model."""
-
-    def __init__(self, app, pilot, until):
-        self.app, self.pilot, self._until = app, pilot, until
-        self.controller = app.controller
-
-    async def until(self, condition):
-        await self._until(self.pilot, condition, 60)
-
-    async def send(self, text):
-        self.app.screen_stack[0].query_one(PromptInput).text = text
-        await self.pilot.press("enter")
-
-    async def ask(self, text):
-        """Send, and wait for the reply."""
-        before = self.controller.last_reply
-        await self.send(text)
-        await self.until(lambda: self.controller.last_reply is not before and not self.controller.replying)
-        return self.controller.last_reply
-
-    def notices(self):
-        return " ".join(notice.message for notice in self.app._notifications)
-
-
 @pytest.fixture
-def real(tiny, paths, until):
+def real(tiny, paths):
     """`async with real() as c:` runs the app until the model is loaded."""
 
     @contextlib.asynccontextmanager
@@ -78,7 +53,7 @@ def real(tiny, paths, until):
         app = LiteLlamaApp(paths)
         try:
             async with app.run_test() as pilot:
-                chat = RealChat(app, pilot, until)
+                chat = Chat(app, pilot)
                 await chat.until(lambda: chat.controller.loader.model)
                 yield chat
         finally:
@@ -142,7 +117,7 @@ async def test_an_engine_thread_that_would_end_says_so_and_takes_the_model_again
         assert stored(paths)[-1] == (reply.text, "error")
         assert c.controller.loader.model is None
         await c.send("Again")
-        await c.until(lambda: "No model is loaded" in c.notices())
+        await c.until(lambda: "No model is loaded" in " ".join(c.notices()))
         await c.controller.load_model("tiny")
         await c.until(lambda: c.controller.loader.model)
         assert (await c.ask("Once more")).status in ("complete", "length")
@@ -169,7 +144,7 @@ async def test_a_model_deleted_under_a_chat_answers_to_its_end_and_is_missed_at_
         assert (await c.ask("Again")).status in ("complete", "length")
         await c.controller.load_model("tiny")
         await c.until(lambda: not c.controller.loader.loading)
-        await c.until(lambda: "tiny" in c.notices())
+        await c.until(lambda: "tiny" in " ".join(c.notices()))
         assert c.controller.loader.model is None
         assert stored(paths)[-1][1] in ("complete", "length")
 

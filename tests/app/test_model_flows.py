@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from app_chat import Chat
 from textual.widgets import Input, OptionList
 
 from lite_llama.app.library import last_speed
 from lite_llama.app.screens.chat import ChatScreen
 from lite_llama.app.screens.models import ConfirmScreen, ModelScreen, NameScreen
 from lite_llama.app.screens.wizard import WizardScreen
-from lite_llama.app.widgets.prompt import PromptInput
 from lite_llama.converter import Cancelled, convert, parts
 from lite_llama.converter.huggingface import HuggingFaceSource
 from lite_llama.models.checkpoint import Checkpoint
 
 
-class Running:
+class ModelChat(Chat):
     """The app with the models alpha and tiny, the second one loaded."""
-
-    def __init__(self, app: Any, pilot: Any, until: Any) -> None:
-        self.app, self.pilot, self._until = app, pilot, until
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        await self._until(self.pilot, condition)
-
-    async def screen(self, kind: type) -> None:
-        await self.until(lambda: isinstance(self.app.screen, kind))
 
     async def manager(self) -> None:
         """Open the model manager."""
@@ -41,30 +30,17 @@ class Running:
         await self.until(lambda: self.app.screen.focused)
 
     def telemetry(self) -> str:
-        return str(self.app.screen_stack[0].query_one("#telemetry").render())
+        return self.text_of("#telemetry")
 
     def header(self) -> str:
-        return str(self.app.screen_stack[0].query_one("#header").render())
-
-    async def ask(self, text: str) -> None:
-        self.app.screen.query_one(PromptInput).text = text
-        await self.pilot.press("enter")
-        await self.until(lambda: not self.app.controller.replying and "tok" in self.telemetry())
-
-    def notices(self) -> list[str]:
-        return [notice.message for notice in self.app._notifications]
+        return self.text_of("#header")
 
 
 @pytest.fixture
-def running(make_app: Any, make_model: Any, until: Any, engine: Any):
-    @contextlib.asynccontextmanager
-    async def run(size: tuple[int, int] = (80, 24)) -> AsyncIterator[Running]:
+def running(chat: Any, make_model: Any, engine: Any) -> Any:
+    def run(size: tuple[int, int] = (80, 24)) -> Any:
         make_model("alpha")
-        app = make_app(settings='model = "tiny"\n')
-        async with app.run_test(size=size) as pilot:
-            running = Running(app, pilot, until)
-            await running.until(lambda: running.telemetry() == "Ready")
-            yield running
+        return chat(ModelChat, size=size, settings='model = "tiny"\n')
 
     return run
 

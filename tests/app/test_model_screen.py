@@ -357,7 +357,7 @@ async def test_parts_of_one_source_under_two_names_are_two(
 
 @pytest.mark.parametrize("theme", ["lite-llama-dark", "lite-llama-light"])
 @pytest.mark.parametrize("size", [(80, 24), (160, 48)], ids=["80x24", "160x48"])
-@pytest.mark.parametrize("state", ["damaged", "convert"])
+@pytest.mark.parametrize("state", ["damaged", "convert", "delete", "rename"])
 def test_looks_right(
     host: Any,
     screen: Any,
@@ -377,6 +377,8 @@ def test_looks_right(
 
     async def come_there(pilot: Any) -> None:
         await until(pilot, lambda: len(listed(app)) == 6 and "fits" in listed(app)[2])
-        await pilot.press("home" if state == "damaged" else "end")
+        keys = {"convert": ["end"], "delete": ["home", "d"], "rename": ["home", "down", "r"]}
+        await pilot.press(*keys.get(state, ["home"]))
+        await pilot.pause()
 
     assert snap_compare(app, terminal_size=size, run_before=come_there)

@@ -112,14 +112,16 @@ async def test_one_prompt_is_answered_with_two_settings_at_once(demo_model_fp32,
         sides = list(app.screen.query(SideView))
         for side, preset in zip(sides, ("greedy", "hot"), strict=True):
             side.query(Select).last().value = preset
+        engine, comparison = app.controller.loader.engine, app._comparison
+        assert engine
+        assert comparison
         most = 0
 
         def ended():
             nonlocal most
-            most = max(most, app.controller.loader.engine.figures.running)
+            most = max(most, engine.figures.running if engine.figures else 0)
             return not comparison.running
 
-        comparison = app._comparison
         app.screen.query_one(PromptInput).text = question
         await pilot.press("enter")
         await until(pilot, lambda: comparison._replies)
@@ -127,13 +129,12 @@ async def test_one_prompt_is_answered_with_two_settings_at_once(demo_model_fp32,
         assert most == 2  # requests in one engine
         left, right = comparison._replies
         params = SamplingParams(temperature=0, max_new_tokens=80)
-        alone = answer(
-            app.controller.loader.engine, GenerationRequest((Message("user", question),), params), str, str
-        )
+        alone = answer(engine, GenerationRequest((Message("user", question),), params), str, str)
         assert left.text == alone.text
         assert right.text not in ("", left.text)
         await pilot.press("ctrl+l")
         await until(pilot, lambda: app.controller.last_reply)
+        assert app.controller.last_reply
         assert app.controller.last_reply.text == left.text
         assert app.controller.conversation.overrides == {"temperature": 0.0}
 

@@ -1,6 +1,9 @@
 """The token view: colours, cursor, alternatives, and going on from one of them."""
 
+from typing import Any
+
 import pytest
+from app_chat import Chat
 from rich.cells import cell_len
 from textual.color import Color
 from textual.widgets import OptionList, Static
@@ -8,7 +11,6 @@ from textual.widgets import OptionList, Static
 from lite_llama.app.screens.tokens import TokensScreen
 from lite_llama.app.text import visible
 from lite_llama.app.theme import THEMES
-from lite_llama.app.widgets.prompt import PromptInput
 from lite_llama.app.widgets.tokens import LEVELS, TokenText, lay_out, level, shown
 from lite_llama.app.widgets.transcript import Transcript
 
@@ -51,27 +53,19 @@ def test_levels_follow_probability():
     assert [level(share) for share in (1, 0.9, 0.6, 0.3, 0.1, 0.01)] == [0, 0, 1, 2, 3, 4]
 
 
-class View:
+class View(Chat):
     """The app with one reply, its tokens in view."""
 
-    def __init__(self, app, engine, pilot, until):
-        self.app, self.engine, self.pilot, self._until = app, engine, pilot, until
+    @property
+    def engine(self) -> Any:
+        """The scripted one."""
+        return self.controller.loader.engine
 
     async def open(self, reply=REPLY, *, key="f12"):
         self.engine.reply(*reply.split("|"))
         await self.ask("Tell me about llamas.")
         await self.pilot.press(key)
-        await self.until(lambda: isinstance(self.app.screen, TokensScreen))
-
-    async def ask(self, question):
-        turns = len(self.app.controller.conversation.turns)
-        self.app.query_one(PromptInput).text = question
-        await self.pilot.press("enter")
-        await self.until(lambda: len(self.app.controller.conversation.turns) == turns + 2)
-        await self.until(lambda: not self.app.controller.replying)
-
-    async def until(self, condition):
-        await self._until(self.pilot, condition)
+        await self.screen(TokensScreen)
 
     @property
     def text(self):
@@ -90,11 +84,9 @@ class View:
 
 
 @pytest.fixture
-async def view(make_app, engine, until):
-    app = make_app()
-    async with app.run_test(size=(100, 30)) as pilot:
-        await until(pilot, lambda: app.controller.loader.model)
-        yield View(app, engine, pilot, until)
+async def view(chat):
+    async with chat(View, size=(100, 30)) as view:
+        yield view
 
 
 async def test_cursor_shows_alternatives_and_another_token_is_gone_on_from(view):
@@ -115,17 +107,17 @@ async def test_cursor_shows_alternatives_and_another_token_is_gone_on_from(view)
     await view.pilot.press("enter", "up", "up")
     view.engine.reply("Llamas are", " very", " calm.")
     await view.pilot.press("enter")
-    await view.until(lambda: not view.app.controller.replying and len(view.engine.requests) == 2)
+    await view.until(lambda: not view.controller.replying and len(view.engine.requests) == 2)
     request = view.engine.requests[-1]
     assert request.begin == (100, 101, 102, 103, 104, 105, 106, 207)
     assert not request.continue_last
     assert [message.content for message in request.messages] == ["Tell me about llamas."]
-    reply = view.app.controller.last_reply
+    reply = view.controller.last_reply
     assert reply.text == "Llamas are very calm."
     assert reply.token_ids == (*request.begin, 0, 1, 2)
-    conversation = view.app.controller.conversation
+    conversation = view.controller.conversation
     assert [turn.text for turn in conversation.siblings(reply)] == [REPLY, reply.text]
-    stored = await view.app.controller.archive.database.load(conversation.id)
+    stored = await view.controller.archive.database.load(conversation.id)
     assert [turn.token_ids for turn in stored.all_turns] == [(), (0,), reply.token_ids]
 
 
@@ -141,8 +133,8 @@ async def test_an_earlier_reply_is_looked_at_when_it_is_selected(view):
     assert [message.content for message in view.engine.scored[0].messages] == ["One?", "First."]
     view.engine.reply("First as well.")
     await view.pilot.press("enter", "enter")
-    await view.until(lambda: view.app.controller.last_reply.text == "First as well.")
-    assert [turn.text for turn in view.app.controller.conversation.turns] == ["One?", "First as well."]
+    await view.until(lambda: view.controller.last_reply.text == "First as well.")
+    assert [turn.text for turn in view.controller.conversation.turns] == ["One?", "First as well."]
 
 
 async def test_keys_and_mouse_move_the_cursor(view):
@@ -166,7 +158,7 @@ async def test_keys_and_mouse_move_the_cursor(view):
     await view.pilot.press("escape")
     await view.until(lambda: not isinstance(view.app.screen, TokensScreen))
     assert len(view.engine.requests) == 1
-    assert view.app.controller.last_reply.text == REPLY
+    assert view.controller.last_reply.text == REPLY
 
 
 async def test_reading_shows_progress_and_is_given_up_when_the_view_is_closed(view):
@@ -189,8 +181,8 @@ async def test_a_reply_whose_tokens_are_not_known_is_said_to_be_encoded_anew(vie
     await view.until(lambda: view.options)
     assert "not known" not in view.says("#remark")
     await view.pilot.press("escape")
-    view.app.controller.last_reply.token_ids = ()
-    view.app.query_one(PromptInput).text = "/tokens"
+    view.controller.last_reply.token_ids = ()
+    view.prompt.text = "/tokens"
     await view.pilot.press("enter")
     await view.until(lambda: isinstance(view.app.screen, TokensScreen) and view.options)
     assert "not known" in view.says("#remark")
@@ -205,12 +197,12 @@ async def test_without_a_reply_there_is_nothing_to_show(view):
 async def test_a_refused_resampling_leaves_the_reply_as_it_was(view):
     await view.open()
     await view.until(lambda: view.options)
-    before = view.app.controller.last_reply.token_ids
+    before = view.controller.last_reply.token_ids
     view.engine.reply(refuse="The conversation is too long.")
     await view.pilot.press("enter", "enter")
-    await view.until(lambda: len(view.engine.requests) == 2 and not view.app.controller.replying)
-    assert view.app.controller.last_reply.text == REPLY
-    assert view.app.controller.last_reply.token_ids == before
+    await view.until(lambda: len(view.engine.requests) == 2 and not view.controller.replying)
+    assert view.controller.last_reply.text == REPLY
+    assert view.controller.last_reply.token_ids == before
 
 
 @pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.name)
@@ -242,14 +234,13 @@ async def test_tokens_can_be_read_on_every_colour(view, theme):
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value[0]}x{value[1]}",
 )
-def test_looks_as_accepted(snap_compare, make_app, engine, until, state, size, theme):
+def test_looks_as_accepted(snap_compare, make_app, state, size, theme):
     app = make_app(settings=f'theme = "{theme}"\n')
     app.animation_level = "none"
 
     async def come_there(pilot):
-        app.query_one(PromptInput).cursor_blink = False
-        await until(pilot, lambda: app.controller.loader.model)
-        view = View(app, engine, pilot, until)
+        view = View(app, pilot)
+        await view.until(lambda: app.controller.loader.model)
         await view.open(" ".join([REPLY] * 9))
         await view.until(lambda: view.options)
         await pilot.press("n", "n", "n")

@@ -179,12 +179,13 @@ def test_not_enough_memory(fails, tiny_model, monkeypatch):
 
 
 def start_conversion(checkpoint: Path, home: Path) -> subprocess.Popen[str]:
-    """A conversion in a process of its own, slowed down, and in the middle of the weights."""
+    """A conversion in a process of its own, slowed down, in the middle of the weights; it keeps no part."""
     code = (
-        "import time\n"
+        "import sys, time\n"
         "from lite_llama.converter.huggingface import HuggingFaceSource\n"
         "read = HuggingFaceSource.read\n"
         "HuggingFaceSource.read = lambda self, name: (time.sleep(0.1), read(self, name))[1]\n"
+        "sys.modules['lite_llama.converter.convert'].KEEP_EVERY_S = 60\n"
         "from lite_llama.app.cli import main\n"
         "main()\n"
     )

@@ -112,8 +112,9 @@ def test_transformers_builds_the_same_from_a_shape(name):
 
 
 def test_decode(bench):
-    report = bench("decode", "--shape", "tiny", "--batch", 1, "--batch", 3, "--batch", 2, "--prompt-tokens", 12,
-                   "--new-tokens", 32, "--repeats", 3, "--compare-batch", 1, "--compare-batch", 3)  # fmt: skip
+    report = bench("decode", "--shape", "tiny", "--batch", 1, "--batch", 3, "--batch", 2,
+                   "--compare-batch", 1, "--compare-batch", 3,
+                   "--prompt-tokens", 12, "--new-tokens", 32, "--repeats", 3)  # fmt: skip
     rows = report["results"]
     assert [(row["engine"], row["batch"]) for row in rows] == [
         ("lite_llama", 1),

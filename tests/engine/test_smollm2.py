@@ -52,7 +52,7 @@ CONVERSATIONS = [
         Message("assistant", "Nice to meet you, Ada! Trains are fascinating."),
         Message("user", "What is my name, and what do I like?"),
     ),
-    (Message("user", "What are the conditions for redistribution in this licence?\n\n" + LICENSE[:9000]),),
+    (Message("user", "What are the conditions for redistribution in this licence?\n\n" + LICENSE[:5000]),),
 ]
 
 
@@ -75,29 +75,20 @@ def oracle(demo_gguf):
 
 
 @torch.inference_mode()
-def test_greedy_tokens_of_twenty_prompts(engine, oracle, run):
+def test_greedy_tokens_and_logits_of_twenty_prompts(engine, oracle, run, prefill_logits):
     prompts = [engine.tokenizer.encode_chat(messages) for messages in CONVERSATIONS]
     assert len(prompts) == 20
-    assert len(prompts[-1]) > 1500
+    assert len(prompts[-1]) > 1000  # read in chunks
     replies = run(engine, prompts, SamplingParams(temperature=0, max_new_tokens=NEW_TOKENS))
+    expected = []
     for prompt, reply in zip(prompts, replies, strict=True):
-        ids = torch.tensor([prompt])
-        expected = oracle.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=NEW_TOKENS,
-            eos_token_id=sorted(engine.tokenizer.eos_ids),
-            pad_token_id=2,
-        )
-        assert reply.token_ids == tuple(expected[0, len(prompt) :].tolist())
-
-
-@torch.inference_mode()
-def test_logits_of_every_position(engine, oracle, prefill_logits):
-    prompts = [engine.tokenizer.encode_chat(messages) for messages in CONVERSATIONS[-4:]]
-    for prompt, ours in zip(prompts, prefill_logits(engine, prompts), strict=True):
-        torch.testing.assert_close(ours, oracle(torch.tensor([prompt])).logits[0], rtol=0, atol=1e-3)
+        # In one pass: if each token is the likeliest behind those before it, `generate` would give them too.
+        logits = oracle(torch.tensor([[*prompt, *reply.token_ids]])).logits[0, :-1]
+        assert reply.token_ids == tuple(logits[len(prompt) - 1 :].argmax(-1).tolist())
+        assert reply.reason == "length" or reply.token_ids[-1] in engine.tokenizer.eos_ids
+        expected.append(logits[: len(prompt)])
+    for ours, theirs in zip(prefill_logits(engine, prompts[-4:]), expected[-4:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
 
 
 @torch.inference_mode()

@@ -7,18 +7,15 @@ import os
 import queue
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from textual.pilot import Pilot
 
-from lite_llama.app.paths import Paths
 from lite_llama.app.remote.endpoint import Endpoint
 from lite_llama.app.remote.engine import RemoteEngine
 from lite_llama.engine.events import Event, Failed, Finished, Loaded, LoadFailed, Queued
@@ -155,23 +152,3 @@ def talk() -> Iterator[Callable[..., Talk]]:
     yield make
     for each in talks:
         each.engine.close()
-
-
-@pytest.fixture
-def paths(tmp_path: Path) -> Paths:
-    """A home of the test's own, still empty."""
-    return Paths(data=tmp_path / "home", config=tmp_path / "home")
-
-
-@pytest.fixture
-def until() -> Callable[..., Awaitable[None]]:
-    """`await until(pilot, condition)` lets the app run until the condition holds."""
-
-    async def wait(pilot: Pilot[Any], condition: Callable[[], object]) -> None:
-        end = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < end, "what the test waits for did not happen"
-            await pilot.pause(0.02)
-        await pilot.pause()
-
-    return wait
