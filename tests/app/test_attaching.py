@@ -194,10 +194,10 @@ async def test_the_picker(chat, draw, tmp_path, monkeypatch):
 async def test_many_images_leave_the_panel_whole_and_enter_closes_it(chat, draw, size):
     async with chat(size=size) as c:
         paths = [str(draw(f"{number}.png", (40 + number, 30))) for number in range(20)]
-        await c.write(f"/image {' '.join(paths)}")
+        await c.send(f"/image {' '.join(paths)}")
         await c.until(lambda: len(c.app.screen.attachments.items) == 20)
         await c.pilot.press("f4")
-        await c.on(ImagesScreen)
+        await c.screen(ImagesScreen)
         await c.until(lambda: c.app.screen.query_one(OptionList).option_count == 20)
         screen = c.app.screen
         await c.until(lambda: screen.query_one(OptionList).size.height > 2)
@@ -212,7 +212,7 @@ async def test_many_models_that_see_leave_their_dialog_whole(chat, make_model):
         make_model(f"llava-{number}")
     async with chat(model="a-text-only", size=(80, 24)) as c:
         await c.app.run_action("seeing_models")
-        await c.on(SeeingModelsScreen)
+        await c.screen(SeeingModelsScreen)
         await c.pilot.press("end")
         options = c.app.screen.query_one(OptionList)
         assert c.app.screen.query_one("#dialog").content_region.contains_region(options.region)
