@@ -145,7 +145,8 @@ class Controller:
 
     async def _tell_shown(self) -> None:
         await self._tell(ConversationShown(self.conversation))
-        images = [image for turn in self.conversation.turns for image in turn.images]
+        shown = (*self.conversation.turns, *self.conversation.queue)
+        images = [image for turn in shown for image in turn.images]
         if gone := ", ".join(image.name for image in images if image.image is None):
             await self._tell(Told(f"The conversation goes on without images whose copies are gone: {gone}."))
         await self._tell_queue()
@@ -356,13 +357,10 @@ class Controller:
     async def send(self, text: str, images: tuple[Attachment, ...] = ()) -> None:
         """Add the user's turn and start the reply to it; while a model is loading, the reply waits.
 
-        While a reply is written the message is queued, and sent after it; with images it is handed back.
+        While a reply is written the message is queued with its images, and sent after it.
         """
-        if self.replying and images:
-            await self._tell(Told("A message with images is not queued: send it when the reply has ended."))
-            await self._tell(PromptReturned(text, images=images))
-        elif self.replying:
-            self.conversation.queue.append(text)
+        if self.replying:
+            self.conversation.queue.append(Turn("user", text, images=images))
             await self._queue_changed()
         elif await self._refuses():
             await self._tell(PromptReturned(text, images=images))
@@ -381,21 +379,26 @@ class Controller:
             await self._tell(TurnAdded(turn))
         return reply, _Undo(leaf=leaf, added=(user, reply), prompt=PromptReturned(text, images=images))
 
+    async def _add_queued(self, queue: list[Turn]) -> tuple[Turn, _Undo]:
+        """The same for the first message of the queue, which leaves it."""
+        first = queue.pop(0)
+        return await self._add_exchange(first.text, first.images)
+
     async def resume_queue(self) -> None:
         """Send what is queued, one message after the other."""
         if self.conversation.queue and not self.replying and not await self._refuses():
             self._paused = False
-            self._start(*await self._add_exchange(self.conversation.queue.pop(0)))
+            self._start(*await self._add_queued(self.conversation.queue))
             await self._tell_queue()
 
-    async def unqueue(self, number: int = -1) -> str | None:
+    async def unqueue(self, number: int = -1) -> Turn | None:
         """Take a message, by default the last, out of the queue; None when it is gone already."""
         try:
-            text = self.conversation.queue.pop(number)
+            message = self.conversation.queue.pop(number)
         except IndexError:
             return None
         await self._queue_changed()
-        return text
+        return message
 
     async def _queue_changed(self) -> None:
         await self._tell_queue()
@@ -521,7 +524,7 @@ class Controller:
         queue = self.conversation.queue
         await self._write(reply, undo)
         while queue and not self._paused and reply.status in ("complete", "length"):
-            reply, undo = await self._add_exchange(queue.pop(0))
+            reply, undo = await self._add_queued(queue)
             await self._tell_queue()
             await self._write(reply, undo)
         if queue:

@@ -68,8 +68,8 @@ class Conversation:
     id: str = field(default_factory=_new_id)
     created: float = field(default_factory=time.time)
     all_turns: list[Turn] = field(default_factory=list)
-    queue: list[str] = field(default_factory=list)
-    """Messages that are to be sent once the reply has ended."""
+    queue: list[Turn] = field(default_factory=list)
+    """Messages, of text and images, that are to be sent once the reply has ended."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Settings by name that count here instead of the user's general ones."""
     unread_id: str | None = None

@@ -93,6 +93,12 @@ MIGRATIONS = (
     "ALTER TABLE conversations ADD COLUMN unread_id TEXT",
     # JSON list of the token ids that a reply was generated as; NULL: not known.
     "ALTER TABLE messages ADD COLUMN token_ids TEXT",
+    # The queue's messages, which were texts, are objects: text, and images as messages have them.
+    """
+    UPDATE conversations SET queue = (
+        SELECT json_group_array(json_object('text', value, 'images', json('[]'))) FROM json_each(queue)
+    );
+    """,
 )
 _SAVE_BRANCH = "UPDATE conversations SET leaf_id = ? WHERE id = ?"
 
@@ -210,7 +216,7 @@ class Database:
         return row[0]
 
     async def save(self, conversation: Conversation, turns: Iterable[Turn]) -> None:
-        """Insert or update the conversation itself and those of its turns, with the images of these.
+        """Insert or update the conversation itself, its queue and those of its turns, with their images.
 
         Raises UserError, for an image after the text has been saved without it.
         """
@@ -229,7 +235,7 @@ class Database:
                 "figures": json.dumps(asdict(turn.figures)) if turn.figures else None,
                 "created": turn.created,
                 "thinking": json.dumps(asdict(turn.thinking)) if turn.thinking.text else None,
-                "images": _stored_images(turn.images),
+                "images": json.dumps(_entries(turn.images)) if turn.images else None,
                 "token_ids": json.dumps(turn.token_ids) if turn.token_ids else None,
                 "owner": self._instance.id if self._instance and turn.status == "streaming" else None,
             }
@@ -237,7 +243,7 @@ class Database:
         ]
         async with self._transaction() as run:
             try:  # first: a message that is saved has its images, even after a kill -9
-                for image in (image for turn in turns for image in turn.images):
+                for image in (image for turn in (*turns, *conversation.queue) for image in turn.images):
                     await asyncio.to_thread(self._images.put, image)
             except UserError as error:
                 problem = error
@@ -261,7 +267,9 @@ class Database:
                     "settings": json.dumps(conversation.settings),
                     "system_prompt": conversation.system_prompt,
                     "leaf_id": conversation.leaf_id,
-                    "queue": json.dumps(conversation.queue),
+                    "queue": json.dumps(
+                        [{"text": turn.text, "images": _entries(turn.images)} for turn in conversation.queue]
+                    ),
                     "overrides": json.dumps(conversation.overrides),
                     "unread_id": conversation.unread_id,
                 },
@@ -319,10 +327,10 @@ class Database:
         title, created, model, settings, system_prompt, leaf_id, queue, overrides, unread_id = found
         turns = []
         for role, content, status, note, figures, turn_id, when, thinking, stored, ids, parent in rows:
-            images = [await asyncio.to_thread(self._images.get, image) for image in _images(stored)]
+            images = await self._read_images(json.loads(stored or "[]"))
             turn = Turn(role, content, status, note, _figures(figures), turn_id, when, _thinking(thinking))
             token_ids = tuple(json.loads(ids or "[]"))
-            turns.append(replace(turn, images=tuple(images), token_ids=token_ids, parent_id=parent))
+            turns.append(replace(turn, images=images, token_ids=token_ids, parent_id=parent))
         conversation = Conversation(
             title,
             system_prompt,
@@ -331,13 +339,23 @@ class Database:
             id=conversation_id,
             created=created,
             all_turns=turns,
-            queue=json.loads(queue),
+            queue=[
+                Turn("user", message["text"], images=await self._read_images(message["images"]))
+                for message in json.loads(queue)
+            ],
             overrides=json.loads(overrides),
             unread_id=unread_id,
         )
         if turns:
             conversation.show(next((turn for turn in turns if turn.id == leaf_id), turns[-1]))
         return conversation
+
+    async def _read_images(self, entries: list[dict[str, Any]]) -> tuple[Attachment, ...]:
+        """The images of a message, from what the database has of them."""
+        known = [
+            Attachment(entry["name"], (entry["width"], entry["height"]), entry["sha256"]) for entry in entries
+        ]
+        return tuple([await asyncio.to_thread(self._images.get, image) for image in known])
 
     async def prompts(self, limit: int) -> list[str]:
         """What the user has sent last in all conversations, each text once, the newest at the end."""
@@ -439,12 +457,14 @@ class Database:
         return next((conversation for _, conversation in cut_off), None)
 
     async def _sweep(self) -> None:
-        """Remove the images that no message has any more."""
+        """Remove the images that no message has any more, sent or queued."""
         async with self._writing:  # nobody saves one meanwhile
             with _translated():
                 rows = await self._connection.execute_fetchall(
-                    "SELECT DISTINCT json_extract(image.value, '$.sha256') "
-                    "FROM messages, json_each(messages.images) AS image"
+                    "SELECT json_extract(image.value, '$.sha256') "
+                    "FROM messages, json_each(messages.images) AS image "
+                    "UNION SELECT json_extract(image.value, '$.sha256') FROM conversations, "
+                    "json_each(queue) AS message, json_each(message.value, '$.images') AS image"
                 )
             await asyncio.to_thread(self._images.sweep, {row[0] for row in rows})
 
@@ -527,16 +547,9 @@ def _thinking(stored: str | None) -> Thinking:
     return Thinking() if stored is None else Thinking(**json.loads(stored))
 
 
-def _stored_images(images: Iterable[Attachment]) -> str | None:
-    entries = [
+def _entries(images: Iterable[Attachment]) -> list[dict[str, Any]]:
+    """What the database has of images; their content is in the image store."""
+    return [
         {"name": image.name, "sha256": image.sha256, "width": image.size[0], "height": image.size[1]}
         for image in images
-    ]
-    return json.dumps(entries) if entries else None
-
-
-def _images(stored: str | None) -> list[Attachment]:
-    return [
-        Attachment(entry["name"], (entry["width"], entry["height"]), entry["sha256"])
-        for entry in json.loads(stored or "[]")
     ]

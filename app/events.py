@@ -91,7 +91,7 @@ class CannotSee:
 class QueueChanged:
     """`messages` wait to be sent; `paused`: until the user says so."""
 
-    messages: tuple[str, ...]
+    messages: tuple[Turn, ...]
     paused: bool
 
 

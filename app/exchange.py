@@ -157,6 +157,7 @@ def _from_dict(values: Any) -> Conversation:
     if values.pop("format") != 1:
         raise ValueError("another format")
     leaf_id = values.pop("leaf_id")
+    values.pop("queue", None)  # not written, and nothing is to be sent that this user has not queued
     for stored in values["all_turns"]:
         stored["images"] = [_image_from_dict(image) for image in stored.get("images", ()) if image["content"]]
     read = _CONVERSATION.validate_python(values, strict=False)

@@ -169,8 +169,7 @@ class ChatScreen(Screen[None]):
             case PromptRead(done, total, rate):
                 self._telemetry.show_prefill(done, total, rate)
             case PromptReturned(text, None, images):
-                self._prompt.give_back(text)
-                self.attachments.put(*images, *self.attachments.items)
+                self._give_back(text, images)
             case PromptReturned(text, Turn() as edited):
                 self._begin_edit(edited, text)
             case PromptsKnown(texts):
@@ -375,9 +374,15 @@ class ChatScreen(Screen[None]):
         await self.action_edit_queued(-1)
 
     async def action_edit_queued(self, number: int) -> None:
-        if text := await self.controller.unqueue(number):
-            self._prompt.give_back(text)
+        if message := await self.controller.unqueue(number):
+            self._give_back(message.text, message.images)
             self._prompt.focus()
+
+    def _give_back(self, text: str, images: tuple[Attachment, ...]) -> None:
+        """Put a message that was not sent back, before what has been written and attached since."""
+        self._prompt.give_back(text)
+        since = [item for item in self.attachments.items if item not in images]
+        self.attachments.put(*images, *since)
 
     async def action_drop_queued(self, number: int) -> None:
         await self.controller.unqueue(number)

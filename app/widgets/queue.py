@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from textual.content import Content
 from textual.widgets import Static
 
+from ..conversation import Turn
 from ..text import one_line
 
 SHOWN = 3
@@ -21,12 +22,12 @@ class QueuedMessages(Static):
         super().__init__(id="queue", markup=False)
         self.display = False
 
-    def show(self, messages: Sequence[str], paused: bool) -> None:
+    def show(self, messages: Sequence[Turn], paused: bool) -> None:
         lines = []
         for number, message in enumerate(messages[:SHOWN]):
             edit = Content.from_markup(f"[@click=screen.edit_queued({number})]edit[/]  ")
             drop = Content.from_markup(f"[@click=screen.drop_queued({number})]remove[/]  ")
-            lines.append(edit + drop + Content(one_line(message)))
+            lines.append(edit + drop + _images(message) + Content(one_line(message.label)))
         if len(messages) > SHOWN:
             lines.append(Content(f"and {len(messages) - SHOWN} more"))
         state = "Paused · Enter sends the next" if paused else "Sent when the reply ends"
@@ -38,3 +39,9 @@ class QueuedMessages(Static):
         )
         self.update(Content("\n").join(lines))
         self.display = bool(messages)
+
+
+def _images(message: Turn) -> Content:
+    """How many images go with the message; before its text, which may be longer than the line."""
+    count = len(message.images)
+    return Content(f"{count} image{'s' if count > 1 else ''}  " if count else "")

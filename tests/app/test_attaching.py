@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import shlex
+import shutil
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ from lite_llama.app.widgets.attachments import AttachedChip, AttachmentBar, Chip
 from lite_llama.app.widgets.graphics import graphics_widget
 from lite_llama.app.widgets.message import UserMessage
 from lite_llama.app.widgets.picture import Picture
+from lite_llama.app.widgets.queue import QueuedMessages
 
 
 class ImageChat(Chat):
@@ -420,6 +422,88 @@ async def test_a_refused_message_comes_back_with_its_images(chat, draw, engine):
         await c.pilot.press("enter")
         await c.until(lambda: len(engine.requests) == 2)
         assert answered(engine) == [["a.png"]]
+
+
+# Queued
+
+
+def queued(c):
+    """The lines of the messages that wait, without the links before them."""
+    widget = c.main.query_one(QueuedMessages)
+    lines = str(widget.render()).split("\n")[1:] if widget.display else []
+    return [line.removeprefix("edit  remove  ") for line in lines]
+
+
+async def test_images_are_queued_with_their_message(chat, draw, engine):
+    engine.reply("Well, ", "hello.", hold_after=1)
+    async with chat() as c:
+        await c.send("Hello")
+        await c.until(lambda: c.shown()[-1:] == ["Well, "])
+        await c.attach(draw("a.png"), draw("bb.png"))
+        await c.send("Compare them.")
+        await c.attach(draw("ccc.png"))
+        await c.send("")
+        await c.send("Sure?")
+        await c.until(lambda: queued(c) == ["2 images  Compare them.", "1 image  ccc.png", "Sure?"])
+        assert c.chips() == []
+        engine.release()
+        await c.until(lambda: len(engine.requests) == 4)
+        await c.replied()
+        assert answered(engine) == [[], [], ["a.png", "bb.png"], [], ["ccc.png"], [], []]
+        assert [name for name, _ in c.sent()] == ["a.png", "bb.png", "ccc.png"]
+
+
+async def test_a_queued_message_and_its_images_survive_a_kill_and_come_back_to_the_prompt(
+    chat, draw, engine, paths
+):
+    path = draw()
+    engine.reply("Well, ", "hello.", hold_after=1)
+    async with chat() as c:
+        await c.send("Hello")
+        await c.until(lambda: c.shown()[-1:] == ["Well, "])
+        await c.attach(path)
+        await c.send("What is this?")
+        await c.until(lambda: queued(c))
+        killed = paths.data.with_name("killed")  # the files as a kill -9 leaves them
+        shutil.copytree(paths.data, killed)
+        conversation = c.controller.conversation.id
+    path.unlink()
+    shutil.rmtree(paths.data)
+    killed.rename(paths.data)
+    async with chat() as c:
+        assert c.controller.conversation.id == conversation
+        await c.until(lambda: queued(c) == ["1 image  What is this?"])
+        await c.attach(draw("dog.png"))
+        await c.pilot.press("up")
+        await c.until(lambda: [name for name, *_ in c.chips()] == ["cat.png", "dog.png"])
+        assert c.prompt.text == "What is this?"
+        assert queued(c) == []
+        await c.pilot.press("enter")
+        await c.until(lambda: len(engine.requests) == 2)
+        assert answered(engine)[-1] == ["cat.png", "dog.png"]
+
+
+async def test_a_queued_message_with_images_is_kept_from_a_model_that_does_not_see(
+    chat, draw, engine, make_model
+):
+    make_model("blind")
+    engine.reply("Well, ", "hello.", hold_after=1)
+    async with chat() as c:
+        await c.send("Hello")
+        await c.until(lambda: c.shown()[-1:] == ["Well, "])
+        await c.attach(draw())
+        await c.send("What is this?")
+        await c.send("And now?")
+        await c.until(lambda: len(queued(c)) == 2)
+        await c.controller.load_model("blind")
+        await c.until(lambda: c.controller.loader.model and c.controller.loader.model.name == "blind")
+        await c.pilot.press("enter")  # on with the queue
+        await c.screen(SeeingModelsScreen)
+        await c.pilot.press("escape")
+        await c.until(lambda: c.chips() == [["cat.png", "40 x 30"]])
+        assert c.prompt.text == "What is this?"
+        assert queued(c) == ["And now?"]
+        assert len(engine.requests) == 1
 
 
 # Models that do not see

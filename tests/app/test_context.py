@@ -275,7 +275,7 @@ async def test_a_full_context_pauses_the_queue(make_app, engine, until):
         await choose(app, pilot, until, "leave_out")
         await until(pilot, lambda: shown(app)[-2:] == [WORDS, "Fine."])
         await until(pilot, lambda: not app.controller.replying)
-        assert app.controller.conversation.queue == ["later"]
+        assert [message.text for message in app.controller.conversation.queue] == ["later"]
 
 
 async def test_other_refusals_are_told_as_ever(make_app, engine, until):

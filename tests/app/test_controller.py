@@ -334,19 +334,25 @@ async def test_a_reply_cut_off_by_a_crash_is_shown_and_can_go_on(desk, engine, d
     assert desk.turns[-1] == ("assistant", "half done", "complete")
 
 
+def queued(desk):
+    """What was told of the queue last: the texts, and whether they wait for the user."""
+    told = desk.of(QueueChanged)[-1]
+    return texts(told.messages), told.paused
+
+
 async def test_messages_sent_during_a_reply_are_queued_and_sent_in_turn(desk, engine):
     engine.reply("a", "b", hold_after=1)
     await desk.controller.send("one")
     for text in ("two", "three", "four"):
         await desk.controller.send(text)
-    assert desk.of(QueueChanged)[-1] == QueueChanged(("two", "three", "four"), False)
-    assert (await desk.stored()).queue == ["two", "three", "four"]
-    assert await desk.controller.unqueue() == "four"
+    assert queued(desk) == (["two", "three", "four"], False)
+    assert texts((await desk.stored()).queue) == ["two", "three", "four"]
+    assert (await desk.controller.unqueue()).text == "four"
     assert await desk.controller.unqueue(7) is None
     engine.release()
     await desk.replied()
     assert texts(desk.controller.conversation.turns) == ["one", "ab", "two", "Fine.", "three", "Fine."]
-    assert desk.of(QueueChanged)[-1].messages == ()
+    assert queued(desk)[0] == []
     assert (await desk.stored()).queue == []
 
 
@@ -356,7 +362,7 @@ async def test_a_stopped_reply_pauses_the_queue_until_it_is_resumed(desk, engine
     await desk.controller.send("two")
     await desk.controller.send("three")
     await desk.controller.cancel()
-    assert desk.of(QueueChanged)[-1] == QueueChanged(("two", "three"), True)
+    assert queued(desk) == (["two", "three"], True)
     await desk.controller.send("between")
     await desk.replied()
     assert texts(desk.controller.conversation.turns)[2:] == ["between", "Fine."]
@@ -374,8 +380,8 @@ async def test_a_failure_pauses_the_queue(desk, engine, failure):
     await desk.controller.send("three")
     engine.release()
     await desk.replied()
-    assert desk.controller.conversation.queue == ["three"]
-    assert desk.of(QueueChanged)[-1] == QueueChanged(("three",), True)
+    assert texts(desk.controller.conversation.queue) == ["three"]
+    assert queued(desk) == (["three"], True)
     assert len(engine.requests) == 2
 
 
@@ -386,9 +392,9 @@ async def test_a_reopened_conversation_has_its_queue(desk, engine):
     await desk.until(lambda: engine.requests)
     asked = desk.controller.conversation.id
     await desk.controller.new_conversation()
-    assert desk.of(QueueChanged)[-1] == QueueChanged((), True)
+    assert queued(desk) == ([], True)
     await desk.controller.open_conversation(asked)
-    assert desk.of(QueueChanged)[-1] == QueueChanged(("two",), True)
+    assert queued(desk) == (["two"], True)
     await desk.controller.resume_queue()
     await desk.replied()
     assert texts(desk.controller.conversation.turns)[2:] == ["two", "Fine."]

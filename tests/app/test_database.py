@@ -332,6 +332,42 @@ async def test_half_a_copy_is_never_taken_for_one(db, path, attachment, later, m
     assert stored(path) == [red.sha256]
 
 
+async def test_images_of_the_queue_are_kept_until_it_is_sent(db, path, attachment, later):
+    red = attachment("red")
+    saved = with_images(title="Later")
+    saved.queue = [Turn("user", "one"), Turn("user", "", images=(red,))]
+    await db.save(saved, saved.turns)
+    await db.purge()
+    assert stored(path) == [red.sha256]
+    loaded = await db.load(saved.id)
+    assert [(message.text, message.images) for message in loaded.queue] == [("one", ()), ("", (red,))]
+    assert loaded.queue[1].images[0].image == red.image
+    saved.queue = []
+    await db.save(saved, [])
+    await db.purge()
+    assert stored(path) == []
+
+
+async def test_a_queue_of_texts_alone_is_migrated(path):
+    before = next(i for i, script in enumerate(database.MIGRATIONS) if "json_group_array" in script)
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        old.executescript("".join(f"{script};" for script in database.MIGRATIONS[:before]))
+        for name, queue in (("c", '["\\"Grüße\\"", "[]"]'), ("d", "[]")):
+            old.execute(
+                "INSERT INTO conversations "
+                "(id, title, created, updated, model, settings, system_prompt, queue) "
+                "VALUES (?, 'Old', 1.0, 2.0, 'tiny', '{}', '', ?)",
+                (name, queue),
+            )
+        old.execute(f"PRAGMA user_version = {before}")
+        old.commit()
+    opened = await Database.open(path)
+    assert [message.text for message in (await opened.load("c")).queue] == ['"Grüße"', "[]"]
+    assert (await opened.load("d")).queue == []
+    await opened.close()
+
+
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 async def test_a_copy_that_is_gone_or_damaged_leaves_the_text(db, path, attachment, damage):
     saved = with_images(attachment("red"))

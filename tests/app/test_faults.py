@@ -350,7 +350,7 @@ class Witness:
             cut_off = database.execute("SELECT count(*) FROM messages WHERE status = 'streaming'").fetchone()
         assert cut_off == (0,)
         words = " ".join(text for (text,) in rows).split()
-        words += [text for (queue,) in queues for text in json.loads(queue)]
+        words += [message["text"] for (queue,) in queues for message in json.loads(queue)]
         lines = (self.home / "streamed").read_text().splitlines()
         streamed = [(float(when), word) for when, word in map(str.split, lines)]
         there = set(words)
