@@ -13,9 +13,10 @@ from ..models.errors import UserError
 
 
 def edit(text: str) -> str:
-    """Let the user edit `text` in $VISUAL, $EDITOR, nano or vi; returns what was saved.
+    """Let the user edit `text` in $VISUAL, $EDITOR, nano or vi; returns what was saved when that is closed.
 
-    The terminal must be the editor's meanwhile. Raises UserError when there is no editor or it fails.
+    Not for the event loop, and the terminal must be the editor's meanwhile. Raises UserError when there is no
+    editor or it fails.
     """
     wanted = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     try:

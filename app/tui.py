@@ -156,6 +156,8 @@ class LiteLlamaApp(App[None]):
         """Stop and save, then leave; also on SIGTERM, and when the terminal is closed."""
         if not self._ending:
             self._ending = True
+            async with self._chat.editing:  # an editor that is open has the terminal, and text of the user's
+                pass
             await self._remember_theme()
             if self._comparison is not None:
                 await self._comparison.close()

@@ -84,6 +84,8 @@ class ChatScreen(Screen[None]):
         """The turn whose new version is in the prompt."""
         self._draft = ""
         """What was in the prompt before."""
+        self.editing = asyncio.Lock()
+        """Held while an editor has the terminal."""
         self._sidebar = ChatList(self.controller)
         self._header = Header()
         self._transcript = Transcript(id="transcript")
@@ -390,14 +392,25 @@ class ChatScreen(Screen[None]):
     async def action_resume_queue(self) -> None:
         await self.controller.resume_queue()
 
-    def action_editor(self) -> None:
-        try:
-            with self.app.suspend():
-                self._prompt.show(editor.edit(self._prompt.text))
-        except SuspendNotSupported:
-            self.notify("This terminal cannot be lent to an editor.", severity="warning")
-        except UserError as error:
-            self.notify(str(error), severity="error", markup=False)
+    @work
+    async def action_editor(self) -> None:
+        """The chat goes on meanwhile; what has come is on the screen when the editor is closed."""
+        async with self.editing:
+            text, problem = self._prompt.text, ""
+            self._prompt.show(
+                ""
+            )  # what is handed back meanwhile then stands behind what comes from the editor
+            try:
+                with self.app.suspend():
+                    try:  # in here: after an error Textual 8.2 would not take the terminal back
+                        text = await asyncio.to_thread(editor.edit, text)
+                    except UserError as error:
+                        problem = str(error)
+            except SuspendNotSupported:
+                problem = "This terminal cannot be lent to an editor."
+            self._prompt.give_back(text)
+            if problem:
+                self.notify(problem, severity="error", markup=False)
 
     # Turns
 

@@ -208,14 +208,37 @@ async def test_the_prompt_is_edited_in_the_editor(chat, monkeypatch, tmp_path):
         monkeypatch.setattr(c.app, "suspend", contextlib.nullcontext)
         c.prompt.text = "some"
         await c.pilot.press("f5")
-        assert c.prompt.text == "some and\nmore"
+        await c.until(lambda: c.prompt.text == "some and\nmore")
         monkeypatch.setenv("EDITOR", "false")
         await c.send("/editor")
+        await c.until(c.notices)
         assert c.notices() == ["The editor false ended with code 1: the message is as it was."]
         monkeypatch.setenv("EDITOR", "no-such-editor")
         await c.send("/editor")
         await c.until(lambda: "The editor no-such-editor failed" in c.notices()[-1])
         assert c.notices()[-1].endswith("set EDITOR to another.")
+
+
+async def test_a_message_refused_while_the_editor_is_open_is_not_lost(chat, engine, monkeypatch, tmp_path):
+    script, go = tmp_path / "editor", tmp_path / "go"
+    script.write_text(f"#!/bin/sh\nwhile [ ! -e '{go}' ]; do sleep 0.02; done; echo edited > \"$1\"\n")
+    script.chmod(0o755)
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("EDITOR", str(script))
+    engine.reply("a", "b", hold_after=1)
+    engine.reply(refuse="Too long.")
+    async with chat() as c:
+        monkeypatch.setattr(c.app, "suspend", contextlib.nullcontext)
+        await c.send("one")
+        await c.until(lambda: c.shown()[-1:] == ["a"])
+        await c.send("two")
+        c.prompt.text = "three"
+        await c.pilot.press("f5")
+        await c.until(lambda: c.prompt.text == "")
+        engine.release()
+        await c.until(lambda: c.prompt.text == "two")
+        go.touch()
+        await c.until(lambda: c.prompt.text == "edited\ntwo")
 
 
 async def test_hostile_text_has_no_power(chat, engine):

@@ -209,6 +209,13 @@ def test_images_are_exported_and_come_back(tmp_path, suffix):
     assert first.images[0].image == attached.image
 
 
+def test_what_another_user_had_queued_is_not_sent(tmp_path):
+    path = tmp_path / "talk.jsonl"
+    values = json.loads(exchange._to_jsonl([talk()])) | {"queue": [{"role": "user", "text": "Hum!"}]}
+    path.write_text(json.dumps(values))
+    assert exchange.read(path)[0].queue == []
+
+
 def test_markdown_names_the_images(tmp_path):
     picture = tmp_path / "cat.png"
     pillow.new("RGB", (4, 3), "red").save(picture)

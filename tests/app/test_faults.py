@@ -304,6 +304,93 @@ def test_no_chat_outlives_its_test(home):
         os.kill(pid, 0)
 
 
+# The editor
+
+
+@pytest.fixture
+def editor(tmp_path, monkeypatch):
+    """An $EDITOR that stays open until the file that this is exists, and adds a word; before `terminal`."""
+    script, go = tmp_path / "editor", tmp_path / "close the editor"
+    script.write_text(
+        "#!/bin/sh\necho 'The editor is open'\n"
+        f"while [ ! -e '{go}' ]; do sleep 0.02; done\nprintf ' edited' >> \"$1\"\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("EDITOR", str(script))
+    yield go
+    go.touch()
+
+
+F5 = "\x1b[15~"
+
+
+def open_editor(terminal, home, words):
+    terminal.start(home, "app", words=words, delay=0.02)
+    terminal.wait_for("Ready")
+    terminal.type("Hi\r")
+    terminal.wait_for("-0-9")
+    terminal.type(F5)
+    terminal.wait_for("The editor is open")
+
+
+def test_a_reply_goes_on_behind_the_editor_and_is_whole_after_it(editor, terminal, home, paths):
+    open_editor(terminal, home, words=100)
+    end = time.monotonic() + 20
+    while stored(paths)[1][1] == "streaming":
+        assert time.monotonic() < end, "the reply does not end while the editor is open"
+        time.sleep(0.05)
+    reply, status = stored(paths)[1]
+    assert status == "complete"
+    assert reply.split() == [line.split()[1] for line in (home / "streamed").read_text().splitlines()]
+    assert len(reply.split()) == 100
+    assert terminal.output.endswith(b"The editor is open\r\n")  # nothing is drawn over it
+    editor.touch()
+    terminal.wait_for("The editor is open", "-0-99", " edited")
+    terminal.send_signal(signal.SIGTERM)
+    assert terminal.wait() == 128 + signal.SIGTERM
+
+
+def test_a_kill_while_the_editor_is_open_loses_at_most_the_last_second(editor, terminal, home, paths):
+    open_editor(terminal, home, words=2000)
+    time.sleep(3)
+    killed = time.monotonic()
+    terminal.send_signal(signal.SIGKILL)
+    assert terminal.wait() == -signal.SIGKILL
+    words = set(stored(paths)[1][0].split())
+    lines = map(str.split, (home / "streamed").read_text().splitlines())
+    streamed = [word for when, word in lines if float(when) < killed - LOST_S]
+    assert len(streamed) > 50
+    assert [word for word in streamed if word not in words] == []
+
+
+def test_sigterm_waits_for_the_editor(editor, terminal, home, paths):
+    before = terminal.settings()
+    open_editor(terminal, home, words=2000)
+    terminal.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert terminal.output.endswith(b"The editor is open\r\n")
+    editor.touch()
+    assert terminal.wait() == 128 + signal.SIGTERM
+    assert stored(paths)[1][1] == "stopped"
+    assert terminal.settings() == before
+
+
+def test_the_app_is_back_after_an_editor_that_failed(home, monkeypatch):
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("EDITOR", "false")
+    terminal = TerminalChat()
+    try:
+        terminal.start(home, "app")
+        terminal.wait_for("Ready")
+        terminal.type(F5)
+        terminal.wait_for("ended with code 1")
+        terminal.type("Hi\r")
+        terminal.wait_for("-0-2")
+    finally:
+        terminal.close()
+
+
 # kill -9
 
 LIVES = 10
