@@ -40,10 +40,12 @@ from .screens.chat import ChatScreen
 from .screens.conversations import ConversationsScreen
 from .screens.figures import FiguresScreen
 from .screens.help import HelpScreen
-from .screens.images import ImagesScreen, SeeingModelsScreen
+from .screens.images import ImagesScreen, PreviewScreen, SeeingModelsScreen
 from .settings import AUTO, Settings, SettingsStore
 from .theme import THEMES, theme_for
+from .widgets.attachments import Chip
 from .widgets.graphics import graphics_widget
+from .widgets.message import UserMessage
 from .widgets.prompt import PromptInput
 
 if TYPE_CHECKING:
@@ -324,6 +326,13 @@ class LiteLlamaApp(App[None]):
 
     def action_images(self) -> None:
         self.push_screen(ImagesScreen(self._chat))
+
+    @on(Chip.Opened)
+    def _show_image(self, event: Chip.Opened) -> None:
+        """One that was sent, and those beside it that are still there."""
+        sent = event.chip.query_ancestor(UserMessage).turn.images
+        there = [image for image in sent if image.thumbnail is not None]
+        self.push_screen(PreviewScreen(there, event.chip.attachment))
 
     @work(group="dialog", exclusive=True)
     async def action_conversations(self) -> None:

@@ -1,8 +1,8 @@
-"""The image panel: what is attached to the message, how it looks, and the ways to attach more."""
+"""Images seen large: those of a message that was sent, and the panel for those of the one being written."""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,24 +30,19 @@ _EMPTY = (
     "No image is attached. Drop image files on the terminal, or paste their paths; write /image PATH in the "
     "prompt; or take one of the keys below."
 )
-_KEYS = "f a file   v the clipboard's image   d removes one   Esc closes"
 
 
-class ImagesScreen(ModalScreen[None]):
-    """Works on the attachments of the chat's message."""
+class PreviewScreen(ModalScreen[None]):
+    """The images of a message, one of them large; Up and Down go to another."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("f", "choose", "File"),
-        Binding("v,ctrl+v", "clipboard", "Clipboard"),
-        Binding("d,delete,backspace", "remove", "Remove"),
-        Binding("s", "models", "Models that see"),
-        Binding("escape,enter", "dismiss", "Close"),
-        named("app.images").closing,
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter", "dismiss", "Close")]
+    KEYS = "Up Down another one   Esc closes"
 
-    def __init__(self, chat: ChatScreen) -> None:
+    def __init__(self, images: Sequence[Attachment] = (), first: Attachment | None = None) -> None:
+        """`first` is the one to begin with; without it, it is the last."""
         super().__init__()
-        self._chat = chat
+        self._images = images
+        self._first = first
         self._list = OptionList(markup=False)
         self._picture = (graphics_widget() or Picture)()
         self._remark = Static(id="remark", markup=False)
@@ -58,35 +53,48 @@ class ImagesScreen(ModalScreen[None]):
             yield self._list
             yield Container(self._picture, id="preview")
             yield self._remark
-            yield Static(_KEYS, id="keys", markup=False)
+            yield Static(self.KEYS, id="keys", markup=False)
 
     def on_mount(self) -> None:
         self._fill()
+        if self._first is not None:
+            self._list.highlighted = self.images.index(self._first)
         self._list.focus()
 
     @property
+    def images(self) -> Sequence[Attachment]:
+        """As they are now."""
+        return self._images
+
+    @property
+    def cost(self) -> str:
+        """What each costs, empty where that is of no interest."""
+        return ""
+
+    @property
+    def remark(self) -> str:
+        """What there is to say about them, if anything."""
+        return ""
+
+    @property
     def _chosen(self) -> Attachment | None:
-        items, line = self._chat.attachments.items, self._list.highlighted
+        items, line = self.images, self._list.highlighted
         return items[line] if line is not None and line < len(items) else None
 
     def _fill(self) -> None:
-        """Show the attachments as they are now; the cursor stays, or goes to the one that was added."""
-        items, model = self._chat.attachments.items, self._chat.controller.loader.model
+        """Show the images as they are now; the cursor stays, or goes to the one that was added."""
+        items = self.images
         grown, line = len(items) > self._list.option_count, self._list.highlighted or 0
-        cost = f" · {format_tokens(model.image_tokens)}" if model and model.sees_images else ""
-        details = [f"  {size_in_words(item)}{cost}" for item in items]
+        details = [" · ".join(filter(None, (size_in_words(item), self.cost))) for item in items]
         self._list.set_options(
-            Option(Content.assemble((one_line(item.name), "bold"), (detail, "$text-muted")))
+            Option(Content.assemble((one_line(item.name), "bold"), (f"  {detail}", "$text-muted")))
             for item, detail in zip(items, details, strict=True)
         )
         self._list.display = self.query_one("#preview").display = bool(items)
         if items:
             self._list.highlighted = len(items) - 1 if grown else min(line, len(items) - 1)
-        remark = "" if items else _EMPTY
-        if model and not model.sees_images:
-            remark += f"\n\n{one_line(model.name)} reads text only: s shows the models that see."
-        self._remark.update(remark.strip())
-        self._remark.display = bool(remark)
+        self._remark.update(self.remark)
+        self._remark.display = bool(self.remark)
 
     @on(OptionList.OptionHighlighted)
     def _moved(self) -> None:
@@ -97,6 +105,41 @@ class ImagesScreen(ModalScreen[None]):
     def _close(self) -> None:
         """The list takes Enter for itself."""
         self.dismiss()
+
+
+class ImagesScreen(PreviewScreen):
+    """The panel: works on the attachments of the chat's message."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f", "choose", "File"),
+        Binding("v,ctrl+v", "clipboard", "Clipboard"),
+        Binding("d,delete,backspace", "remove", "Remove"),
+        Binding("s", "models", "Models that see"),
+        *PreviewScreen.BINDINGS,
+        named("app.images").closing,
+    ]
+    KEYS = "f a file   v the clipboard's image   d removes one   Esc closes"
+
+    def __init__(self, chat: ChatScreen) -> None:
+        super().__init__()
+        self._chat = chat
+
+    @property
+    def images(self) -> Sequence[Attachment]:
+        return self._chat.attachments.items
+
+    @property
+    def cost(self) -> str:
+        model = self._chat.controller.loader.model
+        return format_tokens(model.image_tokens) if model and model.sees_images else ""
+
+    @property
+    def remark(self) -> str:
+        model = self._chat.controller.loader.model
+        remark = "" if self.images else _EMPTY
+        if model and not model.sees_images:
+            remark += f"\n\n{one_line(model.name)} reads text only: s shows the models that see."
+        return remark.strip()
 
     def action_remove(self) -> None:
         if chosen := self._chosen:

@@ -28,16 +28,25 @@ def size_in_words(attachment: Attachment) -> str:
     return f"{width:,} x {height:,}"
 
 
-class Chip(Horizontal):
-    """An image that was sent: its thumbnail, its name and its size."""
+class Chip(Horizontal, can_focus=True):
+    """An image that was sent: its thumbnail, its name and its size; it can be looked at unless it is gone."""
 
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter,space", "look", "Look")]
+    FOCUS_ON_CLICK = False
     THUMBNAIL = (16, 6)
     """The most cells that it takes."""
+
+    @dataclass
+    class Opened(Message):
+        """The user wants to see the image of a chip larger."""
+
+        chip: Chip
 
     def __init__(self, attachment: Attachment, cost: str = "") -> None:
         super().__init__()
         self.attachment = attachment
         self._cost = cost
+        self.can_focus = attachment.thumbnail is not None
 
     def compose(self) -> ComposeResult:
         attachment = self.attachment
@@ -49,15 +58,18 @@ class Chip(Horizontal):
         size = size_in_words(attachment) if attachment.image else "its copy is gone"
         yield Static("\n".join(line for line in (name, size, self._cost) if line), markup=False)
 
+    async def on_click(self, event: Click) -> None:
+        await self.action_look()
 
-class AttachedChip(Chip, can_focus=True):
+    async def action_look(self) -> None:
+        if self.can_focus:
+            self.post_message(self.Opened(self))
+
+
+class AttachedChip(Chip):
     """An image of the message being written, with what it costs; it can be looked at and removed."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("delete,backspace", "remove", "Remove"),
-        Binding("enter,space", "look", "Look"),
-    ]
-    FOCUS_ON_CLICK = False
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("delete,backspace", "remove", "Remove")]
     THUMBNAIL = (8, 3)
 
     @dataclass
@@ -70,9 +82,8 @@ class AttachedChip(Chip, can_focus=True):
 
     async def on_click(self, event: Click) -> None:
         if event.widget is not None and event.widget.has_class("remove"):
+            event.prevent_default()  # which is to look
             self.action_remove()
-        else:
-            await self.action_look()
 
     async def action_look(self) -> None:
         await self.run_action("app.images")

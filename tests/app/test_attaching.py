@@ -21,7 +21,7 @@ from textual.widgets import Input, OptionList, Static
 
 from lite_llama.app import attachments
 from lite_llama.app.database import Database
-from lite_llama.app.screens.images import ImagesScreen, SeeingModelsScreen
+from lite_llama.app.screens.images import ImagesScreen, PreviewScreen, SeeingModelsScreen
 from lite_llama.app.widgets.attachments import AttachedChip, AttachmentBar, Chip
 from lite_llama.app.widgets.graphics import graphics_widget
 from lite_llama.app.widgets.message import UserMessage
@@ -309,21 +309,23 @@ async def test_a_chip_is_removed_by_mouse_and_by_key(chat, draw):
         assert "No image is attached." in str(c.app.screen.query_one("#remark", Static).render())
 
 
-async def test_the_panel_previews_the_chosen_image(chat, draw):
-    def colours():
-        view = c.app.screen.query_one("#preview > Picture", Picture)
-        strips = [view.render_line(y) for y in range(view.size.height)]
-        return {segment.style.color.triplet for strip in strips for segment in strip if segment.text == "▀"}
+def colours(c):
+    """Of the image that the dialog shows."""
+    view = c.app.screen.query_one("#preview > Picture", Picture)
+    strips = [view.render_line(y) for y in range(view.size.height)]
+    return {segment.style.color.triplet for strip in strips for segment in strip if segment.text == "▀"}
 
+
+async def test_the_panel_previews_the_chosen_image(chat, draw):
     async with chat() as c:
         await c.attach(draw("a.png"), draw("bb.png"))
         await c.pilot.click(c.main.query(AttachedChip).first())
         await c.screen(ImagesScreen)
-        await c.until(lambda: colours() == {(9 * len("bb.png"), 120, 40)})
+        await c.until(lambda: colours(c) == {(9 * len("bb.png"), 120, 40)})
         await c.pilot.press("up")
-        await c.until(lambda: colours() == {(9 * len("a.png"), 120, 40)})
+        await c.until(lambda: colours(c) == {(9 * len("a.png"), 120, 40)})
         c.app.screen.post_message(events.Paste(str(draw("ccc.png"))))  # a drop on the panel
-        await c.until(lambda: colours() == {(9 * len("ccc.png"), 120, 40)})
+        await c.until(lambda: colours(c) == {(9 * len("ccc.png"), 120, 40)})
 
 
 # Sending, keeping, showing again
@@ -422,6 +424,39 @@ async def test_a_refused_message_comes_back_with_its_images(chat, draw, engine):
         await c.pilot.press("enter")
         await c.until(lambda: len(engine.requests) == 2)
         assert answered(engine) == [["a.png"]]
+
+
+async def test_a_sent_image_is_looked_at_by_mouse_and_by_key(chat, draw, paths):
+    async with chat() as c:
+        await c.attach(draw("a.png"), draw("bb.png"))
+        await c.ask("Compare them.")
+        sent = c.main.query(UserMessage).first().query(Chip)
+        await c.pilot.click(sent.first())
+        await c.screen(PreviewScreen)
+        await c.until(lambda: colours(c) == {(9 * len("a.png"), 120, 40)})
+        await c.pilot.press("down")
+        await c.until(lambda: colours(c) == {(9 * len("bb.png"), 120, 40)})
+        await c.pilot.press("d")  # what was sent stays
+        await c.pilot.press("enter")
+        await c.until(lambda: c.app.screen is c.main)
+        assert c.app.focused is c.prompt
+        await c.pilot.press("shift+tab", "shift+tab", "enter")
+        await c.screen(PreviewScreen)
+        await c.until(lambda: colours(c) == {(9 * len("a.png"), 120, 40)})
+        await c.pilot.press("escape")
+        await c.until(lambda: c.app.screen is c.main)
+        assert c.app.focused is sent.first()
+        await c.pilot.press("tab", "tab")
+        assert c.app.focused is c.prompt
+        assert c.sent() == [["a.png", "40 x 30"], ["bb.png", "40 x 30"]]
+        conversation = c.controller.conversation.id
+        for copy in (paths.data / "images").iterdir():
+            copy.unlink()
+        await c.controller.open_conversation(conversation)
+        await c.until(lambda: c.sent() == [["a.png", "its copy is gone"], ["bb.png", "its copy is gone"]])
+        await c.pilot.click(c.main.query(UserMessage).first().query(Chip).first())
+        await c.pilot.press("shift+tab")
+        assert (c.app.screen, c.app.focused) == (c.main, c.prompt)
 
 
 # Queued
