@@ -262,12 +262,15 @@ class LiteLlamaApp(App[None]):
         return await self.push_screen_wait(EndpointScreen(self.paths, self._endpoints.get(name)))
 
     async def _add_model(self, *, first_run: bool, source: Local | Part | None = None) -> None:
-        """Open the wizard, at `source` when it is known; without its model, the one before comes back."""
+        """Open the wizard, at `source` when it is known, and use the model or the endpoint that it adds.
+
+        Without one, the model before comes back.
+        """
         from .screens.wizard import WizardScreen
 
         await self.controller.free_engine()  # the wizard loads its model in it
         before = self.controller.loader.name if self.controller.loader.model else None
-        name = None
+        name, is_endpoint = None, False
         try:
             engine = await self.controller.loader.start_engine()
         except Exception:
@@ -276,11 +279,14 @@ class LiteLlamaApp(App[None]):
         else:
             wizard = WizardScreen(self.paths, engine, self.settings, first_run, source)
             name = await self.push_screen_wait(wizard)
-            if name is not None:
+            is_endpoint = self._endpoints.get(name) is not None
+            if name is not None and not is_endpoint:
                 self.controller.loader.use_engine(engine)
             elif self.controller.loader.engine is not engine:
                 engine.unload()
-        if before and self.controller.loader.model is None:
+        if name is not None and is_endpoint:
+            await self.controller.load_model(name)
+        elif before and self.controller.loader.model is None:
             await self.controller.load_model(before)
         else:
             await self.controller.loader.changed(name)

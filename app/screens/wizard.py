@@ -50,6 +50,7 @@ from ..library import not_converted, scan
 from ..log import record
 from ..paths import Paths
 from ..settings import Settings
+from .endpoint import EndpointScreen
 from .wizard_steps import CheckStep, ChooseStep, ConvertStep, Step, TryStep
 
 if TYPE_CHECKING:  # imports torch, which takes seconds
@@ -62,7 +63,10 @@ _TITLES = {"choose": "Choose", "check": "Check", "convert": "Convert", "try": "T
 
 
 class WizardScreen(Screen[str | None]):
-    """Dismisses with the name of the model that is now converted and loaded, or None when the user left."""
+    """Dismisses with the name of the model that is now converted and loaded, or None when the user left.
+
+    It can also be that of an endpoint, which is added then and not connected to yet.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "Back"),
@@ -207,7 +211,9 @@ class WizardScreen(Screen[str | None]):
     def action_next(self) -> None:
         step = self._step
         if isinstance(step, ChooseStep) and not self._is_looking:
-            if source := step.source:
+            if step.wants_endpoint:
+                self._add_endpoint()
+            elif source := step.source:
                 step.note(f"Looking at {source}…")
                 self._search = self._look(source)
         elif isinstance(step, CheckStep) and self._source and step.check():
@@ -217,6 +223,12 @@ class WizardScreen(Screen[str | None]):
                 self.dismiss(self._model.path.name)
             else:
                 self._start_test(self._model)
+
+    @work(group="endpoint", exclusive=True)
+    async def _add_endpoint(self) -> None:
+        """In place of the other steps: nothing is converted, and the chat connects to it."""
+        if name := await self.app.push_screen_wait(EndpointScreen(self._paths)):
+            self.dismiss(name)
 
     # 1 and 2: what is there
 

@@ -27,7 +27,7 @@ from ..incoming import typed_path
 from ..settings import Settings, choices
 from ..text import format_seconds, one_line
 
-Kind = Literal["demo", "demo-vision", "hub", "directory", "gguf"]
+Kind = Literal["demo", "demo-vision", "hub", "directory", "gguf", "endpoint"]
 
 _SOURCES: dict[Kind, tuple[str, str]] = {
     "demo": ("Demo model", "SmolLM2-135M, quick on any computer: the one to take without a GPU."),
@@ -35,6 +35,7 @@ _SOURCES: dict[Kind, tuple[str, str]] = {
     "hub": ("Hugging Face Hub", "Llama 3, Qwen2.5, Qwen3 and relatives, by repo id."),
     "directory": ("Directory", "A checkpoint on this machine: config.json with safetensors."),
     "gguf": ("GGUF file", "Any quantisation; the weights are dequantised."),
+    "endpoint": ("Server", "Elsewhere, behind an OpenAI-compatible API: vLLM, SGLang, Ollama."),
 }
 _PLACEHOLDERS: dict[Kind, str] = {
     "hub": "repo id, such as Qwen/Qwen3-0.6B",
@@ -129,6 +130,7 @@ class ChooseStep(Step):
             scrollbar-background: $surface;
             scrollbar-color: $foreground 25%;
         }
+        &.-no-input OptionList { max-height: 90%; }
         OptionList:focus { background-tint: $foreground 0%; }
         OptionList > .option-list--option { padding: 0 1; }
         OptionList > .option-list--option-highlighted, OptionList:focus > .option-list--option-highlighted {
@@ -190,12 +192,17 @@ class ChooseStep(Step):
 
     @property
     def _kind(self) -> Kind | None:
-        """Of a source that has to be named; the demo models and those that were found name themselves."""
+        """Of a source that has to be named here; for the others there is nothing to type."""
         return next((kind for kind in _PLACEHOLDERS if kind == self._chosen), None)
 
     @property
     def _asks_where(self) -> bool:
         return self._kind is not None
+
+    @property
+    def wants_endpoint(self) -> bool:
+        """Whether the model is to run elsewhere: there is no source then."""
+        return self._chosen == "endpoint"
 
     @property
     def source(self) -> str | None:
@@ -215,6 +222,7 @@ class ChooseStep(Step):
         field = self.query_one(Input)
         kind = self._kind
         field.display = kind is not None
+        self.set_class(kind is None, "-no-input")
         field.placeholder = _PLACEHOLDERS[kind] if kind else ""
         field.suggester = {"directory": PathSuggester(), "gguf": PathSuggester(".gguf")}.get(kind or "")
         self.note("")

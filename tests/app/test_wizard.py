@@ -14,7 +14,9 @@ import pytest
 from textual.widgets import Button, Checkbox, ContentSwitcher, Input, OptionList, ProgressBar, Select, Static
 
 from lite_llama.app.paths import Paths
+from lite_llama.app.remote.endpoint import Endpoint, Endpoints
 from lite_llama.app.screens import wizard
+from lite_llama.app.screens.endpoint import EndpointScreen
 from lite_llama.app.screens.wizard import QUESTION, WizardScreen
 from lite_llama.app.screens.wizard_steps import PathSuggester, Speed, typed_path
 from lite_llama.app.settings import Settings
@@ -596,6 +598,23 @@ def test_speed_is_that_of_the_last_seconds():
     assert speed.bytes_per_s == 10
 
 
+async def test_a_server_in_place_of_a_model(app: Any, script: Script, engine: Any, paths: Paths, until: Any):
+    async with app.run_test(size=(80, 24)) as pilot:
+        await choose(pilot, "endpoint")
+        await until(pilot, lambda: isinstance(app.screen, EndpointScreen))
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(app.screen, WizardScreen))
+        assert (step(app), note(app), app.results) == ("choose", "", [])
+        await pilot.press("enter")  # it is still chosen
+        await until(pilot, lambda: isinstance(app.screen, EndpointScreen))
+        for field, value in (("name", "cluster"), ("url", "http://127.0.0.1:9"), ("model", "big")):
+            app.screen.query_one(f"#{field}", Input).value = value
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: app.results == ["cluster"])
+    assert Endpoints(paths.endpoints).get("cluster") == Endpoint("cluster", "http://127.0.0.1:9", "big")
+    assert (script.calls, engine.loads) == ([], [])
+
+
 # Pictures
 
 
@@ -613,6 +632,12 @@ async def picture_found(pilot: Any, script: Script, until: Any) -> None:
     await until(pilot, lambda: "92.9 MB" in choices(pilot.app))
     await choose(pilot, "hub", "org/nothing")  # the note and the input are in view whatever the list is
     await until(pilot, lambda: is_error(pilot.app))
+
+
+async def picture_server(pilot: Any, script: Script, until: Any) -> None:
+    await until(pilot, lambda: "92.9 MB" in choices(pilot.app))
+    pilot.app.screen.query_one("#choose OptionList", OptionList).action_last()
+    await pilot.pause()
 
 
 async def picture_check(pilot: Any, script: Script, until: Any) -> None:
@@ -643,8 +668,8 @@ async def picture_try(pilot: Any, script: Script, until: Any) -> None:
 @pytest.mark.parametrize("size", [(80, 24), (160, 48)], ids=["80x24", "160x48"])
 @pytest.mark.parametrize(
     "picture",
-    [picture_choose, picture_found, picture_check, picture_convert, picture_try],
-    ids=["choose", "found", "check", "convert", "try"],
+    [picture_choose, picture_found, picture_server, picture_check, picture_convert, picture_try],
+    ids=["choose", "found", "server", "check", "convert", "try"],
 )
 def test_looks_right(
     host: Any,

@@ -16,20 +16,28 @@ from lite_llama.app.remote import keys
 from lite_llama.app.remote.client import ServedModel
 from lite_llama.app.remote.endpoint import Endpoint, Endpoints
 from lite_llama.app.remote.engine import _info
+from lite_llama.app.screens import wizard
 from lite_llama.app.screens.chat import ChatScreen
 from lite_llama.app.screens.compare import CompareScreen
 from lite_llama.app.screens.endpoint import EndpointScreen
 from lite_llama.app.screens.figures import FiguresScreen
 from lite_llama.app.screens.models import ConfirmScreen, ModelScreen
+from lite_llama.app.screens.wizard import WizardScreen
+from lite_llama.app.settings import SettingsStore
 from lite_llama.app.tui import LiteLlamaApp
 from lite_llama.app.widgets.prompt import PromptInput
 from lite_llama.app.widgets.side import SideView
+from lite_llama.models.errors import UserError
 
 CAPITAL = "What is the capital of France?"
 
 
 def no_engine():
     raise AssertionError("this machine's engine is not needed")
+
+
+def offline(*_, **__):
+    raise UserError("There is no network.")
 
 
 def is_on(app, screen):
@@ -88,6 +96,57 @@ async def test_an_endpoint_is_added_by_keys_and_answers(paths, demo_server, unti
         await until(pilot, shows(app, "#telemetry", "timed here"))
         assert app.controller.last_reply
         assert app.controller.last_reply.text
+    app.controller.loader.close_engines()
+
+
+async def choose_server(app, pilot, until, name, url):
+    """In the wizard, the model `demo` of a server in place of one to convert."""
+    await until(pilot, is_on(app, WizardScreen))
+    options = app.screen.query_one("#choose OptionList", OptionList)
+    options.highlighted = options.get_option_index("endpoint")
+    await pilot.press("enter")
+    await until(pilot, is_on(app, EndpointScreen))
+    for field, value in (("name", name), ("url", url), ("model", "demo")):
+        app.screen.query_one(f"#{field}", Input).value = value
+    await pilot.press("ctrl+s")
+    await until(pilot, is_on(app, ChatScreen))
+
+
+async def test_the_first_run_begins_with_a_server(paths, demo_server, until, monkeypatch):
+    monkeypatch.setattr(wizard, "inspect", offline)
+    paths.settings.parent.mkdir()
+    paths.settings.write_text("temperature = 0\nmax_gen_len = 40\n")
+    app = LiteLlamaApp(paths)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await choose_server(app, pilot, until, "cluster", demo_server.url)
+        await ready(app, pilot, until)
+        app.query_one(PromptInput).text = CAPITAL
+        await pilot.press("enter")
+        await until(pilot, shows(app, "#telemetry", "timed here"))
+        assert "Paris" in app.controller.last_reply.text
+    app.controller.loader.close_engines()
+    assert SettingsStore(paths.settings).load().model == "cluster"  # the next start opens with it
+
+
+async def test_a_server_of_the_wizard_takes_the_models_place_unless_it_is_down(
+    paths, demo_server, until, monkeypatch
+):
+    monkeypatch.setattr(wizard, "inspect", offline)
+    Endpoints(paths.endpoints).save(Endpoint("cluster", demo_server.url, "demo"))
+    app = LiteLlamaApp(paths)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ready(app, pilot, until)
+        for name, url, used in (
+            ("gone", "http://127.0.0.1:9", "cluster"),
+            ("second", demo_server.url, "second"),
+        ):
+            await pilot.press("f3")
+            await until(pilot, is_on(app, ModelScreen))
+            await pilot.press("a")
+            await choose_server(app, pilot, until, name, url)
+            await until(pilot, lambda wanted=used: app.controller.loader.name == wanted)
+            await ready(app, pilot, until)
+        assert "Going back to cluster." in "".join(notice.message for notice in app._notifications)
     app.controller.loader.close_engines()
 
 
