@@ -7,7 +7,7 @@ from PIL import Image as pillow
 from PIL import ImageDraw
 from textual import events
 
-from lite_llama.app.screens.images import ImagesScreen, SeeingModelsScreen
+from lite_llama.app.screens.images import ImagesScreen, PreviewScreen, SeeingModelsScreen
 from lite_llama.app.widgets.attachments import AttachedChip
 from lite_llama.app.widgets.prompt import PromptInput
 
@@ -28,7 +28,7 @@ def pictures(tmp_path):
 
 @pytest.mark.parametrize("theme", [DARK, LIGHT])
 @pytest.mark.parametrize("size", [SMALL, LARGE], ids=lambda size: f"{size[0]}x{size[1]}")
-@pytest.mark.parametrize("state", ["attached", "panel", "empty", "sent", "blind", "offer"])
+@pytest.mark.parametrize("state", ["attached", "panel", "empty", "sent", "preview", "blind", "offer"])
 def test_images_look_as_accepted(
     snap_compare, make_app, make_model, engine, until, pictures, state, size, theme
 ):
@@ -58,11 +58,14 @@ def test_images_look_as_accepted(
             await pilot.press("f4" if state == "panel" else "enter")
             screen = ImagesScreen if state == "panel" else SeeingModelsScreen
             await until(pilot, lambda: isinstance(app.screen, screen))
-        elif state == "sent":
+        elif state in ("sent", "preview"):
             engine.reply("The **first** one: ", "two stripes, blue above yellow.")
             await pilot.press("enter")
             await until(pilot, shows("#telemetry", "first token 0.25 s"))
-        tokens = {"blind": 9, "offer": 9, "sent": 1173}.get(state, 1161)
+        if state == "preview":
+            await pilot.press("shift+tab", "enter")
+            await until(pilot, lambda: isinstance(app.screen, PreviewScreen))
+        tokens = {"blind": 9, "offer": 9, "sent": 1173, "preview": 1173}.get(state, 1161)
         await until(pilot, shows("#context", f" {tokens:,} / 2,048"))
         await pilot.pause()
 
