@@ -123,6 +123,7 @@ async def test_the_first_run_begins_with_a_server(paths, demo_server, until, mon
         app.query_one(PromptInput).text = CAPITAL
         await pilot.press("enter")
         await until(pilot, shows(app, "#telemetry", "timed here"))
+        assert app.controller.last_reply
         assert "Paris" in app.controller.last_reply.text
     app.controller.loader.close_engines()
     assert SettingsStore(paths.settings).load().model == "cluster"  # the next start opens with it
