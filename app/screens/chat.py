@@ -397,9 +397,7 @@ class ChatScreen(Screen[None]):
         """The chat goes on meanwhile; what has come is on the screen when the editor is closed."""
         async with self.editing:
             text, problem = self._prompt.text, ""
-            self._prompt.show(
-                ""
-            )  # what is handed back meanwhile then stands behind what comes from the editor
+            self._prompt.show("")  # what is handed back meanwhile goes behind what comes from the editor
             try:
                 with self.app.suspend():
                     try:  # in here: after an error Textual 8.2 would not take the terminal back
