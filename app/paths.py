@@ -33,6 +33,11 @@ class Paths:
         return self.data / "conversations.db"
 
     @property
+    def draft(self) -> Path:
+        """What stood in the prompt and was not sent."""
+        return self.data / "draft.txt"
+
+    @property
     def settings(self) -> Path:
         return self.config / "settings.toml"
 

@@ -28,6 +28,7 @@ from .compare import Comparison
 from .compare_models import CompareModels
 from .controller import NO_MODEL, Controller
 from .database import open_or_replace
+from .draft import Draft
 from .driver import TerminalDriver
 from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told
 from .guard import Guard
@@ -102,7 +103,7 @@ class LiteLlamaApp(App[None]):
         self.controller = Controller(
             self._store.load(), paths.models, create_engine, self._told, self._endpoints
         )
-        self._chat = ChatScreen(self.controller)
+        self._chat = ChatScreen(self.controller, Draft(paths.draft))
         self._ending = False
         self._terminal_is_dark = dark is not False
         self._still = False
@@ -160,6 +161,7 @@ class LiteLlamaApp(App[None]):
             self._ending = True
             async with self._chat.editing:  # an editor that is open has the terminal, and text of the user's
                 pass
+            self._chat.close_draft()
             await self._remember_theme()
             if self._comparison is not None:
                 await self._comparison.close()
@@ -169,6 +171,7 @@ class LiteLlamaApp(App[None]):
     async def on_unmount(self) -> None:
         if self._driver:
             self._driver.write(terminal.NOTIFY_OFF)
+        self._chat.close_draft()
         await self.controller.close()  # whatever ended the app: the database's thread has to end too
 
     def copy_to_clipboard(self, text: str) -> None:

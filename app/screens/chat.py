@@ -23,6 +23,7 @@ from ..actions import ACTIONS, slash_command
 from ..attachments import Attachment, Attachments
 from ..controller import STILL_WRITING, Controller
 from ..conversation import Turn
+from ..draft import Draft
 from ..events import (
     BranchShown,
     ContextFull,
@@ -62,6 +63,7 @@ from .context_full import ContextFullScreen, quoted
 from .tokens import TokensScreen
 
 LOAD_EVERY_S = 1.0
+DRAFT_EVERY_S = 0.5
 
 
 class ChatScreen(Screen[None]):
@@ -75,9 +77,10 @@ class ChatScreen(Screen[None]):
     VERTICAL_BREAKPOINTS = [(0, "-short"), (12, "-tall")]  # noqa: RUF012 - declared so by Textual
     HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (50, "-narrow"), (100, "-wide")]  # noqa: RUF012
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: Controller, draft: Draft) -> None:
         super().__init__()
         self.controller = controller
+        self._unsent = draft
         self.attachments = Attachments(lambda: self.call_later(self._show_attachments))
         self._without_model = False  # told so; at the start it is only not known yet
         self._edited: Turn | None = None
@@ -116,7 +119,18 @@ class ChatScreen(Screen[None]):
 
     def on_mount(self) -> None:
         self._prompt.focus()
+        self._prompt.show(self._unsent.read())
         self.set_interval(LOAD_EVERY_S, self._show_load)
+        self.set_interval(DRAFT_EVERY_S, self._keep_draft)
+
+    @work(exclusive=True, group="draft")
+    async def _keep_draft(self) -> None:
+        if not self.editing.locked():  # else it is in the editor, and stays as it was
+            await asyncio.to_thread(self._unsent.keep, self._prompt.text)
+
+    def close_draft(self) -> None:
+        """Keep what is in the prompt for the next start."""
+        self._unsent.close(self._prompt.text)
 
     @work(exclusive=True, group="load")
     async def _show_load(self) -> None:

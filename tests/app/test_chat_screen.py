@@ -713,3 +713,22 @@ def test_the_app_is_there_without_torch():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+async def test_what_was_not_sent_is_there_at_the_next_start(chat, paths):
+    async with chat() as c:
+        c.prompt.text = "A question\nof two lines"
+        await c.until(paths.draft.exists)
+        assert paths.draft.read_text(encoding="utf-8") == "A question\nof two lines"
+        async with chat() as other:  # the first one has it
+            assert other.prompt.text == ""
+            other.prompt.text = "Another"
+            await other.pilot.pause(1.2)
+        assert paths.draft.read_text(encoding="utf-8") == "A question\nof two lines"
+    async with chat() as c:
+        assert c.prompt.text == "A question\nof two lines"
+        await c.pilot.press("enter")
+        await c.replied()
+        await c.until(lambda: not paths.draft.exists())
+    async with chat() as c:
+        assert c.prompt.text == ""
