@@ -6,7 +6,21 @@ import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from ..models.errors import UserError
+
+
+@contextlib.contextmanager
+def saving(what: str, path: Path) -> Iterator[None]:
+    """A block that writes `what` to `path`. Raises UserError in place of OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{what} cannot be saved to {path} ({error.strerror}): check the permissions and the free space."
+        ) from None
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -19,8 +19,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Setting
 from tomlkit.exceptions import TOMLKitError
 
 from ..engine.request import SamplingParams
-from ..models.errors import UserError
-from .files import replace_file
+from .files import replace_file, saving
 
 ENV_PREFIX = "LITE_LLAMA_"
 _PARAMS = tuple(field.name for field in fields(SamplingParams))
@@ -264,7 +263,7 @@ class SettingsStore:
         changed |= before.model_fields_set - settings.model_fields_set  # set back to what counts without it
         # A wrong value in the file is mended by what the user has now seen and saved in its place.
         changed |= set(invalid(document.unwrap())) - set(EnvSettingsSource(Settings)())
-        try:
+        with saving("The settings", self.path):
             if problem:
                 os.replace(self.path, self.path.with_name(self.path.name + ".broken"))
             for name in Settings.model_fields:
@@ -273,11 +272,6 @@ class SettingsStore:
                     _set(document, name, value)
             if changed or problem:
                 replace_file(self.path, tomlkit.dumps(document).encode())
-        except OSError as error:
-            raise UserError(
-                f"The settings cannot be saved to {self.path} ({error.strerror}): check the permissions and "
-                "the free space."
-            ) from None
         self._loaded = settings
 
     def _read(self) -> tuple[tomlkit.TOMLDocument, str | None]:

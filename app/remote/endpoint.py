@@ -13,7 +13,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from ...models.errors import UserError
-from ..files import replace_file
+from ..files import replace_file, saving
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -177,13 +177,8 @@ class Endpoints:
         raise UserError(f"{self.path} cannot be read ({reason}): correct it or move it away.")
 
     def _write(self, document: tomlkit.TOMLDocument) -> None:
-        try:
+        with saving("The endpoint", self.path):
             replace_file(self.path, tomlkit.dumps(document).encode())
-        except OSError as error:
-            raise UserError(
-                f"The endpoint cannot be saved to {self.path} ({error.strerror}): check the permissions and "
-                "the free space."
-            ) from None
 
 
 def _endpoint(name: str, values: Any) -> Endpoint:
