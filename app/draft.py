@@ -21,7 +21,8 @@ class Draft:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = FileLock(path.with_name(f"{path.name}.lock"), thread_local=False)
-        self._kept = ""
+        self.kept = ""
+        """What the file has."""
         self._one_write = threading.Lock()
 
     def read(self) -> str:
@@ -29,22 +30,22 @@ class Draft:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)
-            self._kept = inert(self._path.read_text(encoding="utf-8"))
+            self.kept = inert(self._path.read_text(encoding="utf-8"))
         except (Timeout, OSError, ValueError):
-            self._kept = ""
-        return self._kept
+            self.kept = ""
+        return self.kept
 
     def keep(self, text: str) -> None:
         """Save the text, from any thread; at most a line in the log says that it cannot be."""
         with self._one_write:
-            if text == self._kept or not self._lock.is_locked:
+            if text == self.kept or not self._lock.is_locked:
                 return
             try:
                 if text:
                     replace_file(self._path, text.encode("utf-8", "replace"))
                 else:
                     self._path.unlink(missing_ok=True)
-                self._kept = text
+                self.kept = text
             except OSError as error:
                 log.warning("the text in the prompt is not saved: %s", error)
 

@@ -161,7 +161,6 @@ class LiteLlamaApp(App[None]):
             self._ending = True
             async with self._chat.editing:  # an editor that is open has the terminal, and text of the user's
                 pass
-            self._chat.close_draft()
             await self._remember_theme()
             if self._comparison is not None:
                 await self._comparison.close()
@@ -171,8 +170,8 @@ class LiteLlamaApp(App[None]):
     async def on_unmount(self) -> None:
         if self._driver:
             self._driver.write(terminal.NOTIFY_OFF)
-        self._chat.close_draft()
         await self.controller.close()  # whatever ended the app: the database's thread has to end too
+        self._chat.close_draft()  # after what that may have handed back
 
     def copy_to_clipboard(self, text: str) -> None:
         super().copy_to_clipboard(text)

@@ -123,10 +123,10 @@ class ChatScreen(Screen[None]):
         self.set_interval(LOAD_EVERY_S, self._show_load)
         self.set_interval(DRAFT_EVERY_S, self._keep_draft)
 
-    @work(exclusive=True, group="draft")
-    async def _keep_draft(self) -> None:
-        if not self.editing.locked():  # else it is in the editor, and stays as it was
-            await asyncio.to_thread(self._unsent.keep, self._prompt.text)
+    def _keep_draft(self) -> None:
+        text = self._prompt.text
+        if text != self._unsent.kept and not self.editing.locked():  # else it is in the editor
+            self.run_worker(asyncio.to_thread(self._unsent.keep, text), group="draft", exclusive=True)
 
     def close_draft(self) -> None:
         """Keep what is in the prompt for the next start."""
