@@ -304,6 +304,13 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def home(paths: Paths, make_model: Callable[..., Path]) -> Path:
+    """Where an app that is started in a terminal has its data, the model `tiny` among it."""
+    make_model("tiny")
+    return paths.data
+
+
+@pytest.fixture
 def engine():
     """A FakeEngine without a model; its threads are ended after the test."""
     fake = FakeEngine()

@@ -57,6 +57,14 @@ class Compare:
         await self.until(lambda: self.comparison._conversation is not before)
         await self.ended()
 
+    async def have_both_begin(self, engine):
+        """Both sides have written a word, and go on when the engine is released."""
+        await self.choose(1, "tiny", "greedy")
+        engine.reply("One", " two", hold_after=1)
+        engine.reply("Three", " four", hold_after=1)
+        await self.send("Count.")
+        await self.until(lambda: self.comparison.running and self.replies() == ["One", "Three"])
+
     async def ended(self):
         await self.until(lambda: not self.comparison.running)
 
@@ -157,11 +165,7 @@ async def test_keeping_a_side_goes_on_with_its_model_and_settings(compare, engin
 
 async def test_escape_stops_both_and_then_closes(compare, engine):
     async with compare() as c:
-        await c.choose(1, "tiny", "greedy")
-        engine.reply("One", " two", hold_after=1)
-        engine.reply("Three", " four", hold_after=1)
-        await c.send("Count.")
-        await c.until(lambda: c.comparison.running and c.replies() == ["One", "Three"])
+        await c.have_both_begin(engine)
         await c.send("More.")  # not while they are written
         assert c.prompt.text == "More."
         await c.pilot.press("escape")
@@ -241,11 +245,7 @@ async def test_it_opens_by_command_and_waits_for_the_chats_reply(compare, engine
 
 async def test_leaving_the_app_saves_what_was_written(compare, engine, paths):
     async with compare() as c:
-        await c.choose(1, "tiny", "greedy")
-        engine.reply("One", " two", hold_after=1)
-        engine.reply("Three", " four", hold_after=1)
-        await c.send("Count.")
-        await c.until(lambda: c.comparison.running and c.replies() == ["One", "Three"])
+        await c.have_both_begin(engine)
         await c.pilot.press("ctrl+q")
         await c.until(lambda: c.app._exit)
     database = await Database.open(paths.database)

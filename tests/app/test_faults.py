@@ -261,12 +261,6 @@ def terminal():
     chats.close()
 
 
-@pytest.fixture
-def home(paths, make_model):
-    make_model("tiny")
-    return paths.data
-
-
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "closed window"])
 def test_a_process_that_is_ended_saves_and_leaves_the_terminal_as_it_was(terminal, home, paths, how):
     before = terminal.settings()
@@ -447,24 +441,19 @@ class Witness:
                 self.lost.append(f"{what}, {kill - when:.2f} s before the kill")
 
 
-def test_a_kill_keeps_what_was_not_sent(make_model, paths):
-    make_model("tiny")
-    terminal = TerminalChat()
-    try:
-        terminal.start(paths.data, "app")
-        terminal.wait_for("Ready", seconds=40)
-        terminal.type("half-a-question")
-        time.sleep(LOST_S + 0.5)
-        terminal.send_signal(signal.SIGKILL)
-        terminal.wait()
-        terminal.start(paths.data, "app")
-        terminal.wait_for("half-a-question", seconds=40)
-        terminal.wait_for("Ready", seconds=40)
-        terminal.type("\x11")
-        assert terminal.wait() == 0
-        assert paths.draft.read_text(encoding="utf-8") == "half-a-question"
-    finally:
-        terminal.close()
+def test_a_kill_keeps_what_was_not_sent(terminal, home, paths):
+    terminal.start(home, "app")
+    terminal.wait_for("Ready", seconds=40)
+    terminal.type("half-a-question")
+    time.sleep(LOST_S + 0.5)
+    terminal.send_signal(signal.SIGKILL)
+    terminal.wait()
+    terminal.start(home, "app")
+    terminal.wait_for("half-a-question", seconds=40)
+    terminal.wait_for("Ready", seconds=40)
+    terminal.type("\x11")
+    assert terminal.wait() == 0
+    assert paths.draft.read_text(encoding="utf-8") == "half-a-question"
 
 
 def test_fifty_kills_lose_nothing_but_the_last_second(tmp_path, make_model, paths):

@@ -215,12 +215,6 @@ def terminal():
 
 
 @pytest.fixture
-def home(paths, make_model):
-    make_model("tiny")
-    return paths.data
-
-
-@pytest.fixture
 def typed(terminal, home):
     """The plain chat at its first prompt; it is ended after the test."""
     before = terminal.settings()[:4]
