@@ -172,6 +172,10 @@ class Engine:
         """Whether any request is unfinished or any step in flight: whether `step` has something to do."""
         return bool(self.scheduler.running or self.scheduler.waiting or self._pending)
 
+    def prepare(self) -> bool:
+        """Do something that a later message would have to wait for; False when nothing is left to do."""
+        return self.runner.prepare()
+
     @property
     def figures(self) -> EngineFigures:
         """What it holds now; may be read by any thread, since each figure is the length of one container."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Sequences
 from functools import partial
 
@@ -22,11 +24,11 @@ from .sequence import Sequence
 
 DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 """Sequences of a decode step that has a graph; what lies between is padded."""
-PREFILL_SIZES = (16, 32, 64, 128, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
+PREFILL_SIZES = (64, 128, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 """Tokens of a prefill that has a graph: up to a whole chunk, which a busy host launches more slowly than a
 fast GPU reads it."""
-WARM_SIZES = (256, 128, 64)
-"""Prefill graphs captured at the start, with that of one sequence's decode: a first message's."""
+FEW_SEQUENCES = (2, 4)
+"""Sizes of the decode steps that `prepare` captures: those of a chat's few replies at once."""
 MAX_DRAFTS = 3
 """Tokens that `verify` checks beyond the one that is certain: what the kernel of few tokens takes in all."""
 
@@ -82,18 +84,40 @@ class ModelRunner:
             self._images = torch.zeros(rows, dtype=torch.bool, device=device), embeddings
             """`PrefillBatch.images` for the prefills that have a graph, which reads them here."""
         self._entered: dict[int, tuple[Sequence, int]] = {}
+        self._unprepared = deque(self._later_graphs() if self._graphs else ())
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Compile and capture what a first message needs, so that its answer need not wait for it."""
-        padding = self.state.padding
+        """Compile and capture what a short first message needs, so that its answer need not wait for it."""
         if self._graphs:
-            for size in WARM_SIZES:
-                self._prefill([padding, 0, 1], [0] * size)
-            rows = MAX_DRAFTS + 1
-            self._verify([[0] * rows, [0] * rows, [padding] * rows])
-            self._decode([padding], [0])
+            self._read_padding(PREFILL_SIZES[0])
+            self._decode([self.state.padding], [0])
             torch.cuda.synchronize(self.device)
+
+    @torch.inference_mode()
+    def prepare(self) -> bool:
+        """Capture one more graph that a later message would have to wait for; False when none is left.
+
+        May be called at any moment between two steps.
+        """
+        if not self._unprepared:
+            return False
+        self._unprepared.popleft()()
+        torch.cuda.synchronize(self.device)
+        return True
+
+    def _later_graphs(self) -> Iterator[Callable[[], None]]:
+        """Work of each kind, which leaves no trace."""
+        padding, rows = self.state.padding, MAX_DRAFTS + 1
+        for size in reversed(PREFILL_SIZES):  # the largest first: in its memory the others have room
+            yield partial(self._read_padding, size)
+        yield partial(self._verify, [[0] * rows, [0] * rows, [padding] * rows])
+        yield partial(self._read_padding, PREFILL_SIZES[-1], last=False)
+        for size in FEW_SEQUENCES:
+            yield partial(self._decode, [padding] * size, [0] * size)
+
+    def _read_padding(self, size: int, *, last: bool = True) -> None:
+        self._prefill([self.state.padding, 0, 1], [0] * size, last=last)
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Step:

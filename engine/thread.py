@@ -146,12 +146,22 @@ class EngineThread:
 
     def _work_once(self) -> None:
         idle = not (self._engine and self._engine.busy)
+        if idle and self._commands.empty() and self._prepare():
+            return
         try:
             command = self._commands.get(block=idle)
         except queue.Empty:
             self._step()
         else:
             command()
+
+    def _prepare(self) -> bool:
+        """Use a moment in which nobody waits; whether there was something to do."""
+        try:
+            return self._engine is not None and self._engine.prepare()
+        except Exception:  # whoever needs it will do it, or hear why not
+            log.exception("preparing for later messages failed")
+            return True
 
     def _abandon(self) -> None:
         """Drop an engine whose state nobody knows; its requests fail."""

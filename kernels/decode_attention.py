@@ -116,18 +116,23 @@ def split_length(cached, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPL
 
 @triton.jit
 def _load_block(
-    k_ptr, v_ptr, table_ptr, start, end, row_size,
-    HALF: tl.constexpr, HALF_PAD: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_N: tl.constexpr,
+    k_ptr, v_ptr, pages, position, end, row_size,
+    HALF: tl.constexpr, HALF_PAD: tl.constexpr, DIM_PAD: tl.constexpr,
 ):  # fmt: skip
-    """Both halves of the keys, and the values, of positions start : start + BLOCK_N; zeros from `end` on."""
-    position = start + tl.arange(0, BLOCK_N)
+    """Both halves of the keys, and the values, of `position` [N] in `pages` [N]; zeros from `end` on."""
     valid = position < end
-    rows = paging.row_offsets(table_ptr, position, valid, row_size)[:, None]
+    rows = paging.offsets_in(pages, position, row_size)[:, None]
     half, dim = tl.arange(0, HALF_PAD)[None, :], tl.arange(0, DIM_PAD)[None, :]
     half_mask = valid[:, None] & (half < HALF)
     first = tl.load(k_ptr + rows + half, half_mask, other=0.0)
     second = tl.load(k_ptr + rows + HALF + half, half_mask, other=0.0)
     return first, second, tl.load(v_ptr + rows + dim, valid[:, None] & (dim < 2 * HALF), other=0.0)
+
+
+@triton.jit
+def _first_of(block, blocks, share, shares, length, BLOCK_N: tl.constexpr):
+    """The first position of a program's block; its splits share, share + shares, .. have `blocks` each."""
+    return (share + block // blocks * shares) * length + block % blocks * BLOCK_N
 
 
 @triton.jit
@@ -163,7 +168,7 @@ def _attend(
     scores = tl.dot(q_first, tl.trans(k_first), input_precision="ieee")
     scores = tl.dot(q_second, tl.trans(k_second), scores, input_precision="ieee") * scale
     scores = tl.where(valid[None, :], scores, -float("inf"))
-    block_max = tl.ceil(tl.max(scores, 1))
+    block_max = tl.maximum(tl.ceil(tl.max(scores, 1)), -1.0e30)
     weights = tl.exp2(scores - block_max[:, None])
     block_acc = tl.dot(weights.to(value.dtype), value, input_precision="ieee")
     return _merge(acc, row_sum, row_max, block_acc, tl.sum(weights, 1), block_max)
@@ -203,14 +208,24 @@ def _combine(
 
 
 @triton.jit
+def _store_state(
+    acc, row_sum, row_max, partial_ptr, sum_ptr, max_ptr, place, member, group, dim, SIZE: tl.constexpr
+):  # fmt: skip
+    """One split's softmax state: acc [N, D], row_sum, row_max [N] of heads whose `place` [N] that is."""
+    inside = (member < group)[:, None] & (dim < SIZE)[None, :]
+    tl.store(partial_ptr + place[:, None] * SIZE + dim[None, :], acc, inside)
+    tl.store(sum_ptr + place, row_sum, member < group)
+    tl.store(max_ptr + place, row_max, member < group)
+
+
+@triton.jit
 def _decode_attention_kernel(
     qkv_ptr, positions_ptr, slots_ptr, page_table_ptr, cos_ptr, sin_ptr, q_norm_ptr, k_norm_ptr,
     k_cache_ptr, v_cache_ptr, partial_ptr, sum_ptr, max_ptr, arrived_ptr, out_ptr,
     scale, eps, part_stride, table_stride, q_heads, kv_heads, group,
     PARTS: tl.constexpr, GROUP_PAD: tl.constexpr, GROUP_POWER: tl.constexpr, HALF: tl.constexpr,
     HALF_PAD: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
-    EARLY: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr,
-    SHARED: tl.constexpr, PDL: tl.constexpr,
+    MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program (sequence, key/value head, share): every num_programs(2)-th split of the sequence.
 
@@ -218,9 +233,9 @@ def _decode_attention_kernel(
     D], sum and max [B, Hq, MAX_SPLITS] in fp32 hold each split's softmax state; arrived [B, Hk] int32 is
     zero before and after. Without SHARED there is one share, and all stays in registers.
 
-    EARLY: the first block is read before the inputs are there, each further one while the one before it is
-    computed, in registers: a short latency. Else STAGES blocks are on their way to shared memory: more at
-    a time on each processor.
+    The blocks of all its splits are one loop, so that STAGES - 1 of them are always on their way, the first
+    ones before the inputs are there: those are read in the loop's first round, behind the loads that the
+    compiler moves ahead of it.
     """
     start_dependents(PDL)
     sequence, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -237,11 +252,6 @@ def _decode_attention_kernel(
     row_size = kv_heads * size
     table_ptr = page_table_ptr + slot * table_stride
     k_ptr, v_ptr = k_cache_ptr + kv_head * size, v_cache_ptr + kv_head * size
-    if EARLY:
-        first, second, value = _load_block(
-            k_ptr, v_ptr, table_ptr, share * length, tl.minimum((share + 1) * length, position), row_size,
-            HALF, HALF_PAD, DIM_PAD, BLOCK_N,
-        )  # fmt: skip
     page = tl.load(table_ptr + position // paging.PAGE_SIZE).to(tl.int64)
     half, dim = tl.arange(0, HALF_PAD), tl.arange(0, DIM_PAD)
     in_half, in_head = half < HALF, dim < size
@@ -258,67 +268,79 @@ def _decode_attention_kernel(
         k_norm_second = tl.load(k_norm_ptr + HALF + half, in_half, other=0.0)[None, :]
         norm_first = tl.where(is_key, k_norm_first, q_norm_first)
         norm_second = tl.where(is_key, k_norm_second, q_norm_second)
-    await_previous(PDL)
-
     qkv_row = sequence.to(tl.int64) * (q_heads + 2 * kv_heads) * size
-    at = (
-        qkv_row
-        + tl.where(is_key, q_heads + kv_head, kv_head * group + member[:, None]) * size
-        + half[None, :]
-    )
-    mask = (member <= group)[:, None] & in_half[None, :]
-    q_first = _load_heads(qkv_ptr, part_stride, at, mask, PARTS, dtype)
-    q_second = _load_heads(qkv_ptr, part_stride, at + HALF, mask, PARTS, dtype)
-    at = qkv_row + (q_heads + kv_heads + kv_head) * size + dim[None, :]
-    new_value = _load_heads(qkv_ptr, part_stride, at, is_key & in_head[None, :], PARTS, dtype)
-    q_first, q_second = _norm_and_turn(q_first, q_second, norm_first, norm_second, cos, sin, eps, HALF)
-
     head = (sequence * q_heads + kv_head * group + member).to(tl.int64)
+
+    # Of the old tokens' splits only the last one may have fewer blocks than the others.
+    blocks, last = length // BLOCK_N, splits - 2
+    count = tl.cdiv(splits - 1 - share, shares) * blocks
+    if last % shares == share:
+        count -= blocks - tl.cdiv(position - last * length, BLOCK_N)
+    q_first = tl.zeros((GROUP_PAD, HALF_PAD), dtype)
+    q_second = tl.zeros((GROUP_PAD, HALF_PAD), dtype)
+    new_value = tl.zeros((GROUP_PAD, DIM_PAD), dtype)
+    no_acc = tl.zeros((GROUP_PAD, DIM_PAD), tl.float32)
+    no_sum = tl.zeros((GROUP_PAD,), tl.float32)
+    no_max = tl.full((GROUP_PAD,), -1.0e30, tl.float32)
+    total_acc, total_sum, total_max = no_acc, no_sum, no_max
+    acc, row_sum, row_max = no_acc, no_sum, no_max
+    at = share * length + tl.arange(0, BLOCK_N)
+    pages = paging.pages_of(table_ptr, at, at < position)
+    # A program that has nothing but the new token has one round too, with no key in it.
+    for block in tl.range(0, tl.maximum(count, 1), num_stages=STAGES):
+        at = _first_of(block, blocks, share, shares, length, BLOCK_N) + tl.arange(0, BLOCK_N)
+        first, second, value = _load_block(
+            k_ptr, v_ptr, pages, at, position, row_size, HALF, HALF_PAD, DIM_PAD
+        )
+        # Looked up a round ahead: a load whose address is itself being loaded would not be under way in time.
+        following = _first_of(block + 1, blocks, share, shares, length, BLOCK_N) + tl.arange(0, BLOCK_N)
+        pages = paging.pages_of(table_ptr, following, following < position)
+        if block == 0:
+            await_previous(PDL)
+            row = tl.where(is_key, q_heads + kv_head, kv_head * group + member[:, None])
+            heads = qkv_row + row * size + half[None, :]
+            mask = (member <= group)[:, None] & in_half[None, :]
+            q_first = _load_heads(qkv_ptr, part_stride, heads, mask, PARTS, dtype)
+            q_second = _load_heads(qkv_ptr, part_stride, heads + HALF, mask, PARTS, dtype)
+            heads = qkv_row + (q_heads + kv_heads + kv_head) * size + dim[None, :]
+            new_value = _load_heads(qkv_ptr, part_stride, heads, is_key & in_head[None, :], PARTS, dtype)
+            q_first, q_second = _norm_and_turn(
+                q_first, q_second, norm_first, norm_second, cos, sin, eps, HALF
+            )
+        acc, row_sum, row_max = _attend(
+            acc, row_sum, row_max, q_first, q_second, first, second, value, at < position, scale
+        )
+        if (block % blocks == blocks - 1) | (block == count - 1):
+            if SHARED:
+                place = head * MAX_SPLITS + share + block // blocks * shares
+                _store_state(
+                    acc, row_sum, row_max, partial_ptr, sum_ptr, max_ptr, place, member, group, dim, size
+                )
+            else:
+                total_acc, total_sum, total_max = _merge(
+                    total_acc, total_sum, total_max, acc, row_sum, row_max
+                )
+            acc, row_sum, row_max = no_acc, no_sum, no_max
+
     out = head[:, None] * size + dim[None, :]
     inside = (member < group)[:, None] & in_head[None, :]
-    total_acc = tl.zeros((GROUP_PAD, DIM_PAD), tl.float32)
-    total_sum = tl.zeros((GROUP_PAD,), tl.float32)
-    total_max = tl.full((GROUP_PAD,), -1.0e30, tl.float32)
-    for split in range(share, splits, shares):
-        end = tl.minimum((split + 1) * length, position)
-        acc = tl.zeros((GROUP_PAD, DIM_PAD), tl.float32)
-        row_sum = tl.zeros((GROUP_PAD,), tl.float32)
-        row_max = tl.full((GROUP_PAD,), -1.0e30, tl.float32)
-        for start in tl.range(split * length, end, BLOCK_N, num_stages=STAGES):
-            if not EARLY:
-                first, second, value = _load_block(
-                    k_ptr, v_ptr, table_ptr, start, end, row_size, HALF, HALF_PAD, DIM_PAD, BLOCK_N
-                )
-            acc, row_sum, row_max = _attend(
-                acc, row_sum, row_max, q_first, q_second,
-                first, second, value,  # pyright: ignore[reportPossiblyUnboundVariable]
-                start + tl.arange(0, BLOCK_N) < end, scale,
-            )  # fmt: skip
-            if EARLY:  # the next block, of this split or of the next one this program has
-                more = start + BLOCK_N < end
-                following = tl.where(more, split, split + shares)
-                first, second, value = _load_block(
-                    k_ptr, v_ptr, table_ptr, tl.where(more, start + BLOCK_N, following * length),
-                    tl.minimum((following + 1) * length, position), row_size,
-                    HALF, HALF_PAD, DIM_PAD, BLOCK_N,
-                )  # fmt: skip
-        if split == splits - 1:  # the new token, its key and value from the tiles
-            acc, row_sum, row_max = _attend(
-                acc, row_sum, row_max, q_first, q_second, q_first, q_second, new_value, member == group, scale
-            )
-            row = (page * paging.PAGE_SIZE + position % paging.PAGE_SIZE) * row_size + 0 * member[:, None]
-            tl.store(k_ptr + row + half[None, :], q_first, is_key & in_half[None, :])
-            tl.store(k_ptr + row + HALF + half[None, :], q_second, is_key & in_half[None, :])
-            tl.store(v_ptr + row + dim[None, :], new_value, is_key & in_head[None, :])
+    if (splits - 1) % shares == share:  # the new token, its key and value from the tiles
+        acc, row_sum, row_max = _attend(
+            no_acc, no_sum, no_max, q_first, q_second, q_first, q_second, new_value, member == group, scale
+        )
+        row = (page * paging.PAGE_SIZE + position % paging.PAGE_SIZE) * row_size + 0 * member[:, None]
+        tl.store(k_ptr + row + half[None, :], q_first, is_key & in_half[None, :])
+        tl.store(k_ptr + row + HALF + half[None, :], q_second, is_key & in_half[None, :])
+        tl.store(v_ptr + row + dim[None, :], new_value, is_key & in_head[None, :])
         if not SHARED:
             total_acc, total_sum, total_max = _merge(total_acc, total_sum, total_max, acc, row_sum, row_max)
         elif splits == 1:
             tl.store(out_ptr + out, (acc / row_sum[:, None]).to(dtype), inside)
         else:
-            place = head * MAX_SPLITS + split
-            tl.store(partial_ptr + place[:, None] * size + dim[None, :], acc, inside)
-            tl.store(sum_ptr + place, row_sum, member < group)
-            tl.store(max_ptr + place, row_max, member < group)
+            place = head * MAX_SPLITS + splits - 1
+            _store_state(
+                acc, row_sum, row_max, partial_ptr, sum_ptr, max_ptr, place, member, group, dim, size
+            )
     if not SHARED:
         tl.store(out_ptr + out, (total_acc / total_sum[:, None]).to(dtype), inside)
     elif splits > 1:
@@ -350,23 +372,19 @@ def tile(head_dim: int, group: int, dtype: torch.dtype, where: Target, *, norm: 
 def rule(head_dim: int, dtype: torch.dtype, where: Target, *, few: bool) -> Options:
     """As `tile`, where nothing was measured."""
     large = dtype == torch.float32
-    block_n = 16 if head_dim > 128 or (large and head_dim > 64) else 32 if large or head_dim > 64 else 64
-    if few:
-        return _early(block_n, 64, 256 if large else 128, where)
-    # Few threads a program: what they exchange at every block holds them up.
-    return _staged(block_n, 128, 256 if large else 64, 1 if where.hip or large else 2, 4, where)
+    block_n = 16 if head_dim > 128 or (large and head_dim > 64) else 32 if large else 64
+    stages = 1 if where.hip else 2 if large or where.shared_kib < 160 else 3
+    threads = 256 if large else 128
+    return _options(block_n, 64 if few else 128, threads, stages, 4 if few else 1, where)
 
 
-def _early(block_n: int, min_split: int, threads: int, where: Target) -> Options:
-    return _staged(block_n, min_split, threads, 1, 4, where) | {"EARLY": 1}
-
-
-def _staged(block_n: int, min_split: int, threads: int, stages: int, programs: int, where: Target) -> Options:
+def _options(
+    block_n: int, min_split: int, threads: int, stages: int, programs: int, where: Target
+) -> Options:
     return {
         "BLOCK_N": block_n,
         "MIN_SPLIT": min_split,
         "STAGES": stages,
-        "EARLY": 0,
         "PROGRAMS": programs,
         "num_warps": where.warps(threads),
         "num_stages": 1,
@@ -375,13 +393,13 @@ def _staged(block_n: int, min_split: int, threads: int, stages: int, programs: i
 
 def candidates(head_dim: int, where: Target, *, few: bool) -> Iterator[Options]:
     """Options worth measuring."""
-    if few:
-        for block_n, min_split, threads in product((16, 32, 64), (16, 32, 64, 128), (64, 128, 256)):
-            if block_n <= min_split and 16 <= block_n * head_dim // threads <= 64:
-                yield _early(block_n, min_split, threads, where)
-    else:
-        for tried in product((32, 64), (64, 128, 256), (64, 128), (2, 3, 4), (4, 8)):
-            yield _staged(*tried, where)
+    for block_n, min_split, threads, stages, programs in product(
+        (32, 64, 128), (64, 128, 256), (128, 256), (2, 3, 4), (2, 4) if few else (1, 2)
+    ):
+        # Two programs and more should have room on a processor.
+        room = 4 * block_n * head_dim * stages <= 112 * 1024
+        if block_n <= min_split and (min_split < 256 or not few) and room:
+            yield _options(block_n, min_split, threads, stages, programs, where)
 
 
 class Scratch:
@@ -409,9 +427,12 @@ def scratch(batch: int, q_heads: int, kv_heads: int, head_dim: int, device: torc
 
 
 def share_count(batch: int, kv_heads: int, programs: int, where: Target) -> int:
-    """Programs for each sequence and head, so that a processor has about so many; at most one a split."""
+    """Programs for each sequence and head, so that a processor has about so many; at most one a split.
+
+    A power of two, as the number of a long context's splits nearly is: then all have as many of them.
+    """
     wanted = max(1, programs * where.processors // (batch * kv_heads))
-    return min(triton.next_power_of_2(wanted), MAX_SPLITS)
+    return min(1 << (wanted.bit_length() - 1), MAX_SPLITS)
 
 
 def triton_decode_attention(

@@ -27,10 +27,21 @@ def gather(cache: Tensor, page_table: Tensor, positions: Tensor) -> Tensor:
 
 
 @triton.jit
-def row_offsets(table_ptr, position, valid, row_size):
-    """Offsets (int64, in elements) of the cache rows of `position` [N]; `valid` [N] guards the look-up.
+def pages_of(table_ptr, position, valid):
+    """Pages that hold `position` [N], 0 unless `valid` [N]; table_ptr: the sequence's row of the page table."""
+    return tl.load(table_ptr + position // _PAGE_SIZE, valid, other=0)
 
-    table_ptr: the sequence's row of the page table; row_size: elements of one token's heads, Hk * D.
+
+@triton.jit
+def offsets_in(pages, position, row_size):
+    """Offsets (int64, in elements) of the cache rows of `position` [N], whose pages are `pages` [N].
+
+    row_size: elements of one token's heads, Hk * D.
     """
-    page = tl.load(table_ptr + position // _PAGE_SIZE, valid, other=0).to(tl.int64)
-    return (page * _PAGE_SIZE + position % _PAGE_SIZE) * row_size
+    return (pages.to(tl.int64) * _PAGE_SIZE + position % _PAGE_SIZE) * row_size
+
+
+@triton.jit
+def row_offsets(table_ptr, position, valid, row_size):
+    """`offsets_in` after a look-up with `pages_of`."""
+    return offsets_in(pages_of(table_ptr, position, valid), position, row_size)

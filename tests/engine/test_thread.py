@@ -164,6 +164,37 @@ def test_a_failing_step_reaches_every_request_and_the_thread_goes_on(loaded, mon
     assert loaded._engine.pool.used == 0
 
 
+def test_idle_moments_are_used_and_nobody_waits_for_more_than_one(loaded, monkeypatch):
+    """What a later message needs is prepared piece by piece, also when one cannot be."""
+    begun, go_on = queue.SimpleQueue(), queue.SimpleQueue()
+    left = [3, 2, 1]
+
+    def prepare():
+        if not left:
+            begun.put(None)
+            return False
+        begun.put(left.pop(0))
+        if go_on.get(timeout=60) == "fail":
+            raise RuntimeError("injected")
+        return True
+
+    monkeypatch.setattr(loaded._engine, "prepare", prepare)
+    loaded.cancel(0)  # wakes the thread
+    assert begun.get(timeout=60) == 3
+    answer = queue.SimpleQueue()
+    loaded.submit(ask(3), answer.put)
+    go_on.put("go")
+    while not isinstance(event := answer.get(timeout=60), Finished):
+        assert not isinstance(event, Failed)
+    assert begun.get(timeout=60) == 2
+    go_on.put("fail")
+    assert begun.get(timeout=60) == 1
+    go_on.put("go")
+    assert begun.get(timeout=60) is None
+    *_, last = stream(loaded, ask(3))
+    assert isinstance(last, Finished)
+
+
 def test_a_failing_sink_does_not_stop_the_thread(loaded):
     def sink(event):
         raise RuntimeError("broken sink")
