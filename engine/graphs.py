@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -51,9 +51,15 @@ class Graphs:
         return self._graphs[key]
 
 
+@cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """The one that all captures are made on: cuBLAS keeps memory of its own for every stream that it sees."""
+    return torch.cuda.Stream(device)
+
+
 def capture(launch: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGraph:
     """The launches of a function as a graph in a memory pool; it is run once to that end."""
-    stream = torch.cuda.Stream()
+    stream = _side_stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         launch()  # compiles kernels and sets libraries up, which a capture must not
