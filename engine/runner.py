@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import PAGE_SIZE
+from ..kernels.compiling import compiling
 from ..kernels.sampling import RECENT
 from ..models.batch import DecodeBatch, PrefillBatch
 from ..models.decoder import Decoder, LayerCache
@@ -90,9 +91,16 @@ class ModelRunner:
     def warm_up(self) -> None:
         """Compile and capture what a short first message needs, so that its answer need not wait for it."""
         if self._graphs:
-            self._read_padding(PREFILL_SIZES[0])
-            self._decode([self.state.padding], [0])
+            graphs, self._graphs = self._graphs, None
+            with compiling():
+                self._short_message()
+            self._graphs = graphs
+            self._short_message()
             torch.cuda.synchronize(self.device)
+
+    def _short_message(self) -> None:
+        self._read_padding(PREFILL_SIZES[0])
+        self._decode([self.state.padding], [0])
 
     @torch.inference_mode()
     def prepare(self) -> bool:

@@ -28,7 +28,7 @@ def gather(cache: Tensor, page_table: Tensor, positions: Tensor) -> Tensor:
 
 @triton.jit
 def pages_of(table_ptr, position, valid):
-    """Pages that hold `position` [N], 0 unless `valid` [N]; table_ptr: the sequence's row of the page table."""
+    """Pages that hold `position` [N], 0 unless `valid` [N]; table_ptr: the sequence's row of the table."""
     return tl.load(table_ptr + position // _PAGE_SIZE, valid, other=0)
 
 

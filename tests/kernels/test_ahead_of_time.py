@@ -66,3 +66,41 @@ def test_every_kernel_compiles_for_every_target(triton_cache):
         entries = [entry for entry in report if entry["target"] == target]
         assert {entry["kernel"] for entry in entries} == kernel_names(), f"{target}: {stderr}"
         assert [entry for entry in entries if entry["shared"] > available] == [], target
+
+
+SIDE_BY_SIDE = """
+import json, sys
+from itertools import islice
+from compile_kernels import TARGETS, AbsentDriver, driver, launches
+from triton.runtime.jit import JITFunction
+from lite_llama.kernels.compiling import compiling
+
+driver.set_active(AbsentDriver(0, TARGETS["cuda:80"][0]))
+calls = [call for _, call in islice(launches(), 6)]
+with compiling():
+    for call in calls:
+        call()  # with no GPU there, a launch would fail
+kernels = []
+JITFunction._do_compile = lambda kernel, *_: kernels.append(f"{kernel.__name__} is compiled again")
+JITFunction.__getitem__ = lambda kernel, grid: lambda *args, **options: kernels.append(
+    kernel.run(*args, grid=grid, warmup=True, **options).metadata.name
+)
+for call in calls:
+    call()
+print(json.dumps(kernels))
+"""
+
+
+def test_launches_are_compiled_side_by_side_and_found(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(SCRIPT.parent), *sys.path]),
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", SIDE_BY_SIDE], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    kernels = json.loads(result.stdout)
+    assert len(kernels) >= 6
+    assert [name for name in kernels if not name.endswith("_kernel")] == []

@@ -1,0 +1,49 @@
+"""Compiles kernels side by side on the CPU's cores, before their first launch.
+
+One after the other, as launches find them missing, they take most of the time to a first token on a machine
+whose Triton cache is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from ._triton import HAS_TRITON, triton
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Launches inside compile and do not run; at the end of the block all are ready to be launched.
+
+    What PyTorch does meanwhile is done, on outputs that nothing has written. A kernel that cannot be compiled
+    says so when it is launched. In Triton's interpreter launches run as ever.
+    """
+    if not HAS_TRITON:
+        yield
+        return
+    from triton.runtime.jit import JITFunction
+
+    class Mode(triton.AsyncCompileMode):
+        def submit(self, key: object, compile_fn: Callable[[], Any], finalize_fn: Callable[..., Any]) -> Any:
+            def compile_and_load() -> Any:
+                kernel = compile_fn()
+                with suppress(Exception):  # no GPU of this kind is there
+                    kernel.run  # noqa: B018 - loads it, and builds what launches it with a C compiler
+                return kernel
+
+            return super().submit(key, compile_and_load, finalize_fn)
+
+    run = JITFunction.run
+
+    def compile_only(kernel: Any, *args: object, grid: object, warmup: bool, **options: object) -> object:
+        return run(kernel, *args, grid=grid, warmup=True, **options)
+
+    with ThreadPoolExecutor() as pool, Mode(pool, ignore_errors=True):
+        JITFunction.run = compile_only  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            yield
+        finally:
+            JITFunction.run = run
