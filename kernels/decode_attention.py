@@ -373,9 +373,10 @@ def rule(head_dim: int, dtype: torch.dtype, where: Target, *, few: bool) -> Opti
     """As `tile`, where nothing was measured."""
     large = dtype == torch.float32
     block_n = 16 if head_dim > 128 or (large and head_dim > 64) else 32 if large else 64
-    stages = 1 if where.hip else 2 if large or where.shared_kib < 160 else 3
-    threads = 256 if large else 128
-    return _options(block_n, 64 if few else 128, threads, stages, 4 if few else 1, where)
+    # A short context has no use for many blocks on their way.
+    deep = where.shared_kib >= 160 and not large and not (few and head_dim > 64)
+    stages = 1 if where.hip else 3 if deep else 2
+    return _options(block_n, 64 if few else 128, 256 if large else 128, stages, 4 if few else 1, where)
 
 
 def _options(

@@ -239,9 +239,9 @@ def test_what_is_drawn_is_kept_in_the_slot(fp32):
     assert state.token[5] in drawn[2:]
     if fp32.device.type == "cuda":
         torch.cuda.synchronize()
-    recent = {(1, 3): drawn[0], (1, 1): drawn[1], (1, 5): state.token[5]}  # position 9, on the host
+    recent = {(1, 3): drawn[:1], (1, 1): drawn[1:2], (1, 5): drawn[2:]}  # position 9, on the host
     for place in (state.drawn != -1).nonzero().tolist():
-        assert state.drawn[tuple(place)] == recent.pop(tuple(place))
+        assert state.drawn[tuple(place)] in recent.pop(tuple(place)).cpu()
     assert not recent
     marked = {tuple(pair) for pair in state.seen.nonzero().tolist()}
     assert marked == set(zip(slots.tolist(), drawn.tolist(), strict=True))
