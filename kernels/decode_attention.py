@@ -185,7 +185,10 @@ def _combine(
     The states of AT_ONCE splits are under way at a time. Each thread reads the sum and the maximum of each
     of its elements' rows: what is spread over threads would have to be exchanged.
     """
-    member, dim = tl.arange(0, GROUP_POWER)[:, None], tl.arange(0, DIM_PAD)[None, :]
+    # A zero that the compiler does not know hides that the elements are neighbours. Else their states would be
+    # loaded in another layout than the sums and maxima, and exchanged between threads for every split.
+    dim = tl.arange(0, DIM_PAD)[None, :] ^ tl.minimum(splits, 0)
+    member = tl.arange(0, GROUP_POWER)[:, None]
     inside = (member < group) & (dim < SIZE)
     row = (first_head + member).to(tl.int64)
     acc = tl.zeros((GROUP_POWER, DIM_PAD), tl.float32)
