@@ -116,23 +116,16 @@ def split_length(cached, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPL
 
 @triton.jit
 def _load_block(
-    k_ptr, v_ptr, pages, position, end, row_size,
+    k_ptr, v_ptr, pages, position, valid, row_size,
     HALF: tl.constexpr, HALF_PAD: tl.constexpr, DIM_PAD: tl.constexpr,
 ):  # fmt: skip
-    """Both halves of the keys, and the values, of `position` [N] in `pages` [N]; zeros from `end` on."""
-    valid = position < end
+    """Both halves of the keys, and the values, of `position` [N] in `pages` [N]; zeros unless `valid` [N]."""
     rows = paging.offsets_in(pages, position, row_size)[:, None]
     half, dim = tl.arange(0, HALF_PAD)[None, :], tl.arange(0, DIM_PAD)[None, :]
     half_mask = valid[:, None] & (half < HALF)
     first = tl.load(k_ptr + rows + half, half_mask, other=0.0)
     second = tl.load(k_ptr + rows + HALF + half, half_mask, other=0.0)
     return first, second, tl.load(v_ptr + rows + dim, valid[:, None] & (dim < 2 * HALF), other=0.0)
-
-
-@triton.jit
-def _first_of(block, blocks, share, shares, length, BLOCK_N: tl.constexpr):
-    """The first position of a program's block; its splits share, share + shares, .. have `blocks` each."""
-    return (share + block // blocks * shares) * length + block % blocks * BLOCK_N
 
 
 @triton.jit
@@ -185,8 +178,8 @@ def _combine(
     The states of AT_ONCE splits are under way at a time. Each thread reads the sum and the maximum of each
     of its elements' rows: what is spread over threads would have to be exchanged.
     """
-    # A zero that the compiler does not know hides that the elements are neighbours. Else their states would be
-    # loaded in another layout than the sums and maxima, and exchanged between threads for every split.
+    # A zero that the compiler does not know hides that the elements are neighbours. Else they would be loaded
+    # in another layout than the sums and maxima, and exchanged between threads for every split.
     dim = tl.arange(0, DIM_PAD)[None, :] ^ tl.minimum(splits, 0)
     member = tl.arange(0, GROUP_POWER)[:, None]
     inside = (member < group) & (dim < SIZE)
@@ -287,17 +280,18 @@ def _decode_attention_kernel(
     no_max = tl.full((GROUP_PAD,), -1.0e30, tl.float32)
     total_acc, total_sum, total_max = no_acc, no_sum, no_max
     acc, row_sum, row_max = no_acc, no_sum, no_max
+    split, left = share, blocks
     at = share * length + tl.arange(0, BLOCK_N)
     pages = paging.pages_of(table_ptr, at, at < position)
     # A program that has nothing but the new token has one round too, with no key in it.
     for block in tl.range(0, tl.maximum(count, 1), num_stages=STAGES):
-        at = _first_of(block, blocks, share, shares, length, BLOCK_N) + tl.arange(0, BLOCK_N)
-        first, second, value = _load_block(
-            k_ptr, v_ptr, pages, at, position, row_size, HALF, HALF_PAD, DIM_PAD
-        )
+        valid = at < position
+        first, second, value = _load_block(k_ptr, v_ptr, pages, at, valid, row_size, HALF, HALF_PAD, DIM_PAD)
+        ends = left == 1  # the split, with this block
+        left = tl.where(ends, blocks, left - 1)
+        at += BLOCK_N + tl.where(ends, (shares - 1) * length, 0)
         # Looked up a round ahead: a load whose address is itself being loaded would not be under way in time.
-        following = _first_of(block + 1, blocks, share, shares, length, BLOCK_N) + tl.arange(0, BLOCK_N)
-        pages = paging.pages_of(table_ptr, following, following < position)
+        pages = paging.pages_of(table_ptr, at, at < position)
         if block == 0:
             await_previous(PDL)
             row = tl.where(is_key, q_heads + kv_head, kv_head * group + member[:, None])
@@ -311,19 +305,20 @@ def _decode_attention_kernel(
                 q_first, q_second, norm_first, norm_second, cos, sin, eps, HALF
             )
         acc, row_sum, row_max = _attend(
-            acc, row_sum, row_max, q_first, q_second, first, second, value, at < position, scale
+            acc, row_sum, row_max, q_first, q_second, first, second, value, valid, scale
         )
-        if (block % blocks == blocks - 1) | (block == count - 1):
+        if ends | (block == count - 1):
             if SHARED:
-                place = head * MAX_SPLITS + share + block // blocks * shares
                 _store_state(
-                    acc, row_sum, row_max, partial_ptr, sum_ptr, max_ptr, place, member, group, dim, size
-                )
+                    acc, row_sum, row_max, partial_ptr, sum_ptr, max_ptr, head * MAX_SPLITS + split,
+                    member, group, dim, size,
+                )  # fmt: skip
             else:
                 total_acc, total_sum, total_max = _merge(
                     total_acc, total_sum, total_max, acc, row_sum, row_max
                 )
             acc, row_sum, row_max = no_acc, no_sum, no_max
+            split += shares
 
     out = head[:, None] * size + dim[None, :]
     inside = (member < group)[:, None] & in_head[None, :]
