@@ -34,6 +34,11 @@ from .pdl import await_previous, start_dependents
 RECENT = 8
 """Positions of a sequence whose tokens the host still finds in SamplingState.drawn."""
 
+FEW_ROWS = 4
+"""Rows up to which each chunk of the vocabulary has a program of its own in every launch."""
+CHUNKS_EACH = 8
+"""Chunks that one program looks through for the tokens above a candidate, where there are more rows."""
+
 _WORD = 0xFFFFFFFF
 _ROUND_A, _ROUND_B = 0xD2511F53, 0xCD9E8D57
 _KEY_A, _KEY_B = 0x9E3779B9, 0xBB67AE85
@@ -393,11 +398,14 @@ def _candidate_kernel(inputs, scratch, logits_stride, vocabulary, CHUNK: tl.cons
 @triton.jit
 def _above_kernel(
     inputs, scratch, logits_stride, vocabulary, chunks,
-    CHUNK: tl.constexpr, CHUNKS_PAD: tl.constexpr, PDL: tl.constexpr,
+    CHUNK: tl.constexpr, CHUNKS_PAD: tl.constexpr, EACH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One program (row, chunk): the tokens above the row's candidate. CHUNKS_PAD >= chunks."""
+    """One program (row, EACH chunks): the tokens above the row's candidate. CHUNKS_PAD >= chunks.
+
+    Most rows ask nothing, and to start programs that have nothing to do takes long where they are many.
+    """
     start_dependents(PDL)
-    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * EACH
     slot = tl.load(inputs.slots + row).to(tl.int64)
     await_previous(PDL)
     if _asks(inputs, slot, vocabulary):
@@ -406,26 +414,27 @@ def _above_kernel(
         )
         largest = tl.max(_column(scratch.largest, row, chunks, -float("inf"), CHUNKS_PAD), 0)
         temperature, min_p = tl.load(inputs.temperature + slot), tl.load(inputs.min_p + slot)
-        at = row * chunks + chunk
-        if tl.load(scratch.largest + at) > candidate:
-            blocks = chunk * CHUNK + tl.arange(0, CHUNK)
-            logits = _logits(_source(inputs, row, slot, logits_stride, vocabulary), blocks)
-            above = logits > candidate
-            weights = tl.where(above, _weights(logits, largest, temperature), 0.0)
-            tl.store(scratch.above_count + at, tl.sum(tl.ravel(above.to(tl.int32)), 0))
-            tl.store(scratch.above_mass + at, tl.sum(tl.ravel(weights), 0))
-            scores = _scores(inputs, row, slot, logits, blocks, temperature)
-            scores = tl.where(above & (weights >= min_p), scores, -float("inf"))
-            score, token, logit = _best(scores, _tokens(blocks), logits, vocabulary)
-            tl.store(scratch.next_score + at, score)
-            tl.store(scratch.next_token + at, token)
-            tl.store(scratch.next_logit + at, logit)
-        else:
-            tl.store(scratch.above_count + at, 0)
-            tl.store(scratch.above_mass + at, 0.0)
-            tl.store(scratch.next_score + at, -float("inf"))
-            tl.store(scratch.next_token + at, 0)
-            tl.store(scratch.next_logit + at, -float("inf"))
+        for chunk in range(first, tl.minimum(first + EACH, chunks)):
+            at = row * chunks + chunk
+            if tl.load(scratch.largest + at) > candidate:
+                blocks = chunk * CHUNK + tl.arange(0, CHUNK)
+                logits = _logits(_source(inputs, row, slot, logits_stride, vocabulary), blocks)
+                above = logits > candidate
+                weights = tl.where(above, _weights(logits, largest, temperature), 0.0)
+                tl.store(scratch.above_count + at, tl.sum(tl.ravel(above.to(tl.int32)), 0))
+                tl.store(scratch.above_mass + at, tl.sum(tl.ravel(weights), 0))
+                scores = _scores(inputs, row, slot, logits, blocks, temperature)
+                scores = tl.where(above & (weights >= min_p), scores, -float("inf"))
+                score, token, logit = _best(scores, _tokens(blocks), logits, vocabulary)
+                tl.store(scratch.next_score + at, score)
+                tl.store(scratch.next_token + at, token)
+                tl.store(scratch.next_logit + at, logit)
+            else:
+                tl.store(scratch.above_count + at, 0)
+                tl.store(scratch.above_mass + at, 0.0)
+                tl.store(scratch.next_score + at, -float("inf"))
+                tl.store(scratch.next_token + at, 0)
+                tl.store(scratch.next_logit + at, -float("inf"))
 
 
 @triton.jit
@@ -661,8 +670,9 @@ def triton_sample(
     few, many = where.warps(128), where.warps(512)
     chain = where.chain(early=False)
     _candidate_kernel[(rows, chunks)](inputs, scratch, *shape, CHUNK=size, num_warps=few, **chain)
-    _above_kernel[(rows, chunks)](
-        inputs, scratch, *shape, chunks, CHUNK=size, CHUNKS_PAD=padded, num_warps=few, **chain
+    each = 1 if rows <= FEW_ROWS else CHUNKS_EACH
+    _above_kernel[(rows, triton.cdiv(chunks, each))](
+        inputs, scratch, *shape, chunks, CHUNK=size, CHUNKS_PAD=padded, EACH=each, num_warps=few, **chain
     )
     _decide_kernel[(rows,)](
         inputs,
