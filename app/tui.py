@@ -22,7 +22,7 @@ from textual.widgets import Input, TextArea
 
 from ..models.errors import UserError
 from ..models.units import format_bytes
-from . import clipboard, keymap, presets, terminal
+from . import clipboard, collector, keymap, presets, terminal
 from .actions import ACTIONS, key_name, named
 from .compare import Comparison
 from .compare_models import CompareModels
@@ -93,6 +93,7 @@ class LiteLlamaApp(App[None]):
         *,
         dark: bool | None = None,
     ) -> None:
+        collector.spare()
         super().__init__(driver_class=TerminalDriver)
         self.paths = paths
         self._wanted_model = model

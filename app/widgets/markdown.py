@@ -92,6 +92,10 @@ class ReplyMarkdown(Widget):
     def on_mount(self) -> None:
         self._colour_long_code()
 
+    def on_unmount(self) -> None:
+        """Free the text at once: the widget itself waits for the garbage collector."""
+        self._blocks, self._lines, self._starts, self._drawn = [], [], [], {}
+
     def _grow(self, text: str) -> None:
         self.source += text
         rest = self.source[self._finished_at :]

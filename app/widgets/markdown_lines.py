@@ -45,7 +45,11 @@ EMPTY = Line(Content(""))
 
 def lay_out(tokens: Sequence[Token], width: int) -> list[Line]:
     """The lines of one top-level block."""
-    return _stacked(SyntaxTreeNode(list(tokens)).children, width)
+    root = SyntaxTreeNode(list(tokens))
+    lines = _stacked(root.children, width)
+    for node in root.walk():
+        node.parent = None  # a tree that knows its parents would wait for the garbage collector
+    return lines
 
 
 def _stacked(nodes: Sequence[SyntaxTreeNode], width: int, depth: int = 0) -> list[Line]:

@@ -1,12 +1,16 @@
 """Replies as they are laid out: streamed or whole the same, complete, formulas readable, cheap to add to."""
 
+import gc
 import time
 
 import pytest
+from rich.segment import Segment
 from textual.app import App
 from textual.geometry import Offset
 from textual.selection import Selection
+from textual.strip import Strip
 
+from lite_llama.app import collector
 from lite_llama.app.widgets import markdown as markdown_module
 from lite_llama.app.widgets.markdown import ReplyMarkdown
 from lite_llama.app.widgets.markdown_lines import PAGE_LINES, Code, lay_out
@@ -129,6 +133,34 @@ def test_only_the_last_block_is_parsed_and_laid_out_again(monkeypatch):
     assert parsed == ["Paragraph 99.\n\nAnd on."]
     reply.lines(WIDTH)
     assert len(laid) == 2
+
+
+@pytest.fixture
+def left_over():
+    """What only the garbage collector can free since the test began: its number of objects."""
+    gc.collect()
+    gc.disable()
+    yield gc.collect
+    gc.enable()
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS))
+def test_what_was_laid_out_is_freed_at_once(name, left_over):
+    groups = top_level(parser().parse(TEXTS[name], {}))
+    left_over()
+    for group in groups:
+        lay_out(group, WIDTH)
+    assert left_over() == 0
+
+
+@pytest.mark.parametrize("cuts", [[4], [1, 4], [2]])
+def test_a_drawn_line_is_freed_at_once(cuts, left_over):
+    collector.spare()
+    line = Strip([Segment("line")])
+    parts = [part.text for part in line.divide(cuts)]
+    assert parts == ["line"[start:end] for start, end in zip([0, *cuts], cuts, strict=False)]
+    del line
+    assert left_over() == 0
 
 
 def test_the_finished_part_of_growing_code_is_coloured_once(monkeypatch):
