@@ -67,6 +67,18 @@ def test_a_text_that_grows_is_laid_out_as_if_it_had_been_there_at_once(name, siz
         assert shown(growing) == shown(ReplyMarkdown(growing.source))
 
 
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("width", [20, 100])
+def test_at_another_width_a_reply_is_what_it_would_have_been_there(name, width):
+    text = TEXTS[name]
+    reply = ReplyMarkdown("")
+    for start in range(0, len(text), 300):
+        reply._grow(text[start : start + 300])
+        reply.lines(WIDTH)
+    fresh = ReplyMarkdown(text)
+    assert [line.content for line in reply.lines(width)] == [line.content for line in fresh.lines(width)]
+
+
 @pytest.mark.parametrize("name", ["references", "long code", "long open code"])
 async def test_at_its_end_all_of_a_reply_is_right(name, until):
     text = TEXTS[name]
