@@ -33,7 +33,7 @@ class Block:
     environment: dict[str, Any]
     """The parser's."""
     tokens: list[Token]
-    """Until it is laid out: those of a long table would keep the garbage collector busy."""
+    """None while it streams: those of a long table would keep the garbage collector busy."""
     code: Code | None = None
     width: int = 0
     lines: list[Line] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Block:
             return self.code.lines(width)
         if width != self.width:
             tokens = self.tokens or parser().parse(self.source, self.environment)
-            self.width, self.lines, self.tokens = width, lay_out(tokens, width), []
+            self.width, self.lines = width, lay_out(tokens, width)
         return self.lines
 
 
@@ -80,6 +80,8 @@ class ReplyMarkdown(Widget):
         """Add to the text. The time that it takes is all spent here, but for drawing."""
         self._grow(text)
         self.lines(self._width)
+        for block in self._blocks:
+            block.tokens = []
         self.refresh(layout=True)
 
     async def show(self, text: str) -> None:
