@@ -27,13 +27,13 @@ _colouring = ThreadPoolExecutor(1, "colouring")
 
 @dataclass
 class Block:
-    """A top-level block: its source, or its code, and the lines that it takes at `width`."""
+    """A top-level block: its source, its code if it is some, and the lines that it takes at `width`."""
 
     source: str
     environment: dict[str, Any]
     """The parser's."""
     tokens: list[Token]
-    """None while it streams: those of a long table would keep the garbage collector busy."""
+    """Empty once it streamed: those of a long table would keep the garbage collector busy."""
     code: Code | None = None
     width: int = 0
     lines: list[Line] = field(default_factory=list)
@@ -78,9 +78,10 @@ class ReplyMarkdown(Widget):
 
     async def stream(self, text: str) -> None:
         """Add to the text. The time that it takes is all spent here, but for drawing."""
+        finished = self._finished
         self._grow(text)
         self.lines(self._width)
-        for block in self._blocks:
+        for block in self._blocks[finished:]:  # what was finished before has none any more
             block.tokens = []
         self.refresh(layout=True)
 
@@ -113,12 +114,8 @@ class ReplyMarkdown(Widget):
         self._forget_lines(self._finished)
         for number, group in enumerate(groups):
             known = growing[number].code if number < len(growing) else None
-            code = _code(group[0], known)
-            if code is not None:
-                block = Block("", self._environment, [], code)
-            else:
-                block = Block("\n".join(lines[slice(*_lines_of(group))]), self._environment, group)
-            self._blocks.append(block)
+            source = "\n".join(lines[slice(*_lines_of(group))])
+            self._blocks.append(Block(source, self._environment, group, _code(group[0], known)))
         if groups:
             self._finish(groups, lines)
 
