@@ -26,6 +26,8 @@ from .sink import Sink, guarded
 log = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S = 1e-4
+QUIET_S = 0.2
+"""So long without a command, and the engine prepares for later messages: the first must not wait for it."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class EngineThread:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ids = itertools.count(1)
         self._engine: Engine | None = None
+        self._unprepared = False
         self._cancel_load = threading.Event()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -146,17 +149,18 @@ class EngineThread:
 
     def _work_once(self) -> None:
         idle = not (self._engine and self._engine.busy)
-        if idle and self._commands.empty() and self._prepare():
-            return
         try:
-            command = self._commands.get(block=idle)
+            command = self._commands.get(block=idle, timeout=QUIET_S if self._unprepared else None)
         except queue.Empty:
-            self._step()
+            if idle:
+                self._unprepared = self._prepare()
+            else:
+                self._step()
         else:
             command()
 
     def _prepare(self) -> bool:
-        """Use a moment in which nobody waits; whether there was something to do."""
+        """Use a moment in which nobody waits; whether there may be more to do."""
         try:
             return self._engine is not None and self._engine.prepare()
         except Exception:  # whoever needs it will do it, or hear why not
@@ -210,6 +214,7 @@ class EngineThread:
             sink(LoadFailed(f"Loading failed ({type(error).__name__}: {error}): convert the model again."))
         else:
             settle()
+            self._unprepared = True
             sink(Loaded(self._engine.info))
 
     def _unload(self) -> None:

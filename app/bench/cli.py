@@ -404,7 +404,9 @@ def ui(
     new_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens of a model's reply.")] = 4096,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    repeats: Repeats = 3,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Times that a model replies; the median counts.")
+    ] = 3,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:

@@ -27,9 +27,13 @@ _colouring = ThreadPoolExecutor(1, "colouring")
 
 @dataclass
 class Block:
-    """A top-level block: its tokens, or its code, and the lines that it takes at `width`."""
+    """A top-level block: its source, its code if it is some, and the lines that it takes at `width`."""
 
+    source: str
+    environment: dict[str, Any]
+    """The parser's."""
     tokens: list[Token]
+    """Empty once it streamed: those of a long table would keep the garbage collector busy."""
     code: Code | None = None
     width: int = 0
     lines: list[Line] = field(default_factory=list)
@@ -38,7 +42,8 @@ class Block:
         if self.code is not None:
             return self.code.lines(width)
         if width != self.width:
-            self.width, self.lines = width, lay_out(self.tokens, width)
+            tokens = self.tokens or parser().parse(self.source, self.environment)
+            self.width, self.lines = width, lay_out(tokens, width)
         return self.lines
 
 
@@ -73,8 +78,11 @@ class ReplyMarkdown(Widget):
 
     async def stream(self, text: str) -> None:
         """Add to the text. The time that it takes is all spent here, but for drawing."""
+        finished = self._finished
         self._grow(text)
         self.lines(self._width)
+        for block in self._blocks[finished:]:  # what was finished before has none any more
+            block.tokens = []
         self.refresh(layout=True)
 
     async def show(self, text: str) -> None:
@@ -99,27 +107,28 @@ class ReplyMarkdown(Widget):
     def _grow(self, text: str) -> None:
         self.source += text
         rest = self.source[self._finished_at :]
+        lines = rest.split("\n")
         groups = top_level(parser().parse(rest, self._environment))
         growing = self._blocks[self._finished :]
         del self._blocks[self._finished :]
         self._forget_lines(self._finished)
         for number, group in enumerate(groups):
             known = growing[number].code if number < len(growing) else None
-            self._blocks.append(Block(group, _code(group[0], known)))
+            source = "\n".join(lines[slice(*_lines_of(group))])
+            self._blocks.append(Block(source, self._environment, group, _code(group[0], known)))
         if groups:
-            self._finish(groups, rest)
+            self._finish(groups, lines)
 
-    def _finish(self, groups: list[list[Token]], rest: str) -> None:
-        """Tell which of the blocks that were parsed from `rest` cannot change: all but the last.
+    def _finish(self, groups: list[list[Token]], lines: list[str]) -> None:
+        """Tell which of the blocks that were parsed from `lines` cannot change: all but the last.
 
         If that is no more than the beginning of a line, it may turn out to belong to the block before: after
         a list item and an empty line, `2` is a paragraph, and `2. two` the next item.
         """
-        lines = rest.split("\n")
         last = len(groups) - 1
-        if last and groups[last][0].map == [len(lines) - 1, len(lines)]:
+        if last and _lines_of(groups[last]) == (len(lines) - 1, len(lines)):
             last -= 1
-        first, _ = groups[last][0].map or (0, 0)
+        first, _ = _lines_of(groups[last])
         self._finished += last
         self._finished_at += sum(len(line) + 1 for line in lines[:first])
 
@@ -216,6 +225,12 @@ class ReplyMarkdown(Widget):
             self.app.open_url(address)
         else:
             self.notify(f"Not opened: {inert(address)}", markup=False)
+
+
+def _lines_of(group: list[Token]) -> tuple[int, int]:
+    """Of a block: its first line, and the one after its last."""
+    first, end = group[0].map or (0, 0)
+    return first, end
 
 
 def _code(head: Token, known: Code | None) -> Code | None:

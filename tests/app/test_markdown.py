@@ -67,6 +67,19 @@ def test_a_text_that_grows_is_laid_out_as_if_it_had_been_there_at_once(name, siz
         assert shown(growing) == shown(ReplyMarkdown(growing.source))
 
 
+@pytest.mark.parametrize("name", sorted(TEXTS))
+@pytest.mark.parametrize("width", [20, 100])
+async def test_at_another_width_a_reply_that_streamed_is_as_if_it_had_not(name, width):
+    text = TEXTS[name]
+    app = Host("")
+    async with app.run_test():
+        for start in range(0, len(text), 300):
+            await app.reply.stream(text[start : start + 300])
+        whole = ReplyMarkdown(app.reply.source)
+        wanted = [line.content for line in whole.lines(width)]
+        assert [line.content for line in app.reply.lines(width)] == wanted
+
+
 @pytest.mark.parametrize("name", ["references", "long code", "long open code"])
 async def test_at_its_end_all_of_a_reply_is_right(name, until):
     text = TEXTS[name]

@@ -179,6 +179,7 @@ def test_idle_moments_are_used_and_nobody_waits_for_more_than_one(loaded, monkey
         return True
 
     monkeypatch.setattr(loaded._engine, "prepare", prepare)
+    loaded._unprepared = True
     loaded.cancel(0)  # wakes the thread
     assert begun.get(timeout=60) == 3
     answer = queue.SimpleQueue()
