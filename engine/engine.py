@@ -172,9 +172,14 @@ class Engine:
         """Whether any request is unfinished or any step in flight: whether `step` has something to do."""
         return bool(self.scheduler.running or self.scheduler.waiting or self._pending)
 
-    def prepare(self) -> bool:
-        """Do something that a later message would have to wait for; False when nothing is left to do."""
-        return self.runner.prepare()
+    @property
+    def prepared(self) -> bool:
+        """Whether `prepare` has nothing left to do."""
+        return self.runner.prepared
+
+    def prepare(self) -> None:
+        """Do something that a later message would have to wait for."""
+        self.runner.prepare()
 
     @property
     def figures(self) -> EngineFigures:

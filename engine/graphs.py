@@ -58,13 +58,16 @@ def _side_stream(device: int) -> torch.cuda.Stream:
 
 
 def capture(launch: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGraph:
-    """The launches of a function as a graph in a memory pool; it is run once to that end."""
+    """The launches of a function as a graph in a memory pool; it is run once to that end.
+
+    Other threads may use the GPU meanwhile, but not capture.
+    """
     stream = _side_stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         launch()  # compiles kernels and sets libraries up, which a capture must not
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=stream):
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         launch()
     return graph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Sequences
@@ -30,8 +31,13 @@ PREFILL_SIZES = (64, 128, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 fast GPU reads it."""
 FEW_SEQUENCES = (2, 4)
 """Sizes of the decode steps that `prepare` captures: those of a chat's few replies at once."""
+COMPILED_LAYERS = 2
+"""Layers that have all kernels of a model between them."""
 MAX_DRAFTS = 3
 """Tokens that `verify` checks beyond the one that is certain: what the kernel of few tokens takes in all."""
+
+_launching = threading.Lock()
+"""Of all engines of the process, which share scratch memory of kernels and the stream of captures."""
 
 
 class Step:
@@ -91,38 +97,49 @@ class ModelRunner:
     def warm_up(self) -> None:
         """Compile and capture what a short first message needs, so that its answer need not wait for it."""
         if self._graphs:
-            graphs, self._graphs = self._graphs, None
-            with compiling():
-                self._short_message()
-            self._graphs = graphs
+            self._compile(self._short_message)
             self._short_message()
             torch.cuda.synchronize(self.device)
+
+    def _compile(self, *work: Callable[[], None]) -> None:
+        """Compile what some work launches, without doing it."""
+        graphs, cache = self._graphs, self.cache
+        self._graphs, self.cache = None, cache[:COMPILED_LAYERS]
+        try:
+            with compiling():
+                for piece in work:
+                    piece()
+        finally:
+            self._graphs, self.cache = graphs, cache
 
     def _short_message(self) -> None:
         self._read_padding(PREFILL_SIZES[0])
         self._decode([self.state.padding], [0])
 
+    @property
+    def prepared(self) -> bool:
+        """Whether `prepare` has nothing left to do."""
+        return not self._unprepared
+
     @torch.inference_mode()
-    def prepare(self) -> bool:
-        """Capture one more graph that a later message would have to wait for; False when none is left.
+    def prepare(self) -> None:
+        """Compile kernels or capture a graph that a later message would have to wait for.
 
         May be called at any moment between two steps.
         """
-        if not self._unprepared:
-            return False
-        self._unprepared.popleft()()
-        torch.cuda.synchronize(self.device)
-        return True
+        if self._unprepared:
+            self._unprepared.popleft()()
+            torch.cuda.synchronize(self.device)
 
     def _later_graphs(self) -> Iterator[Callable[[], None]]:
         """Work of each kind, which leaves no trace."""
-        padding, rows = self.state.padding, MAX_DRAFTS + 1
+        few = [partial(self._decode, [self.state.padding] * size, [0] * size) for size in FEW_SEQUENCES]
+        few.append(partial(self._verify, self._nothing_to_verify()))
+        yield partial(self._compile, *few)
         for size in reversed(PREFILL_SIZES):  # the largest first: in its memory the others have room
             yield partial(self._read_padding, size)
-        yield partial(self._verify, [[0] * rows, [0] * rows, [padding] * rows])
         yield partial(self._read_padding, PREFILL_SIZES[-1], last=False)
-        for size in FEW_SEQUENCES:
-            yield partial(self._decode, [padding] * size, [0] * size)
+        yield from few
 
     def _read_padding(self, size: int, *, last: bool = True) -> None:
         self._prefill([self.state.padding, 0, 1], [0] * size, last=last)
@@ -151,8 +168,7 @@ class ModelRunner:
         slot, tokens = sequence.slot, [sequence.tokens[-1], *drafts]
         first = len(sequence.tokens) - 1
         self.state.enter_pages(sequence, first // PAGE_SIZE)
-        rows = MAX_DRAFTS + 1
-        spare = rows - len(tokens)
+        spare = MAX_DRAFTS + 1 - len(tokens)
         inputs = [
             tokens + [0] * spare,
             [*range(first, first + len(tokens)), *[0] * spare],
@@ -162,9 +178,11 @@ class ModelRunner:
         return Step(self.state, [(slot, first + 1 + at) for at in range(len(tokens))]).tokens()
 
     def _verify(self, inputs: list[list[int]]) -> None:
-        rows = len(inputs[0])
-        idle = [[0] * rows, [0] * rows, [self.state.padding] * rows]
-        self._run("verify", self._verify_step, inputs, idle)
+        self._run("verify", self._verify_step, inputs, self._nothing_to_verify())
+
+    def _nothing_to_verify(self) -> list[list[int]]:
+        rows = MAX_DRAFTS + 1
+        return [[0] * rows, [0] * rows, [self.state.padding] * rows]
 
     def _decode(self, slots: list[int], new_pages: list[int]) -> None:
         rows = len(slots)
@@ -242,10 +260,11 @@ class ModelRunner:
         return is_image, embedded
 
     def _run(self, key: object, function: Function, inputs: Inputs, idle: Inputs) -> None:
-        if self._graphs:
-            self._graphs.run(key, function, host_tensor(inputs, torch.int32, self.device), idle)
-        else:
-            function(self.state.upload(inputs, torch.int32))
+        with _launching:
+            if self._graphs:
+                self._graphs.run(key, function, host_tensor(inputs, torch.int32, self.device), idle)
+            else:
+                function(self.state.upload(inputs, torch.int32))
 
     # The steps on the device: no look at a value on the host. What they draw arrives in the state.
 

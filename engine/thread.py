@@ -72,7 +72,6 @@ class EngineThread:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ids = itertools.count(1)
         self._engine: Engine | None = None
-        self._unprepared = False
         self._cancel_load = threading.Event()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -148,24 +147,27 @@ class EngineThread:
                 self._abandon()
 
     def _work_once(self) -> None:
-        idle = not (self._engine and self._engine.busy)
+        engine = self._engine
+        idle = not (engine and engine.busy)
         try:
-            command = self._commands.get(block=idle, timeout=QUIET_S if self._unprepared else None)
+            command = self._commands.get(
+                block=idle, timeout=None if not engine or engine.prepared else QUIET_S
+            )
         except queue.Empty:
             if idle:
-                self._unprepared = self._prepare()
+                self._prepare()
             else:
                 self._step()
         else:
             command()
 
-    def _prepare(self) -> bool:
-        """Use a moment in which nobody waits; whether there may be more to do."""
+    def _prepare(self) -> None:
+        """Use a moment in which nobody waits."""
+        assert self._engine
         try:
-            return self._engine is not None and self._engine.prepare()
+            self._engine.prepare()
         except Exception:  # whoever needs it will do it, or hear why not
             log.exception("preparing for later messages failed")
-            return True
 
     def _abandon(self) -> None:
         """Drop an engine whose state nobody knows; its requests fail."""
@@ -214,7 +216,6 @@ class EngineThread:
             sink(LoadFailed(f"Loading failed ({type(error).__name__}: {error}): convert the model again."))
         else:
             settle()
-            self._unprepared = True
             sink(Loaded(self._engine.info))
 
     def _unload(self) -> None:

@@ -6,6 +6,7 @@ whose Triton cache is empty.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -13,13 +14,16 @@ from typing import Any
 
 from ._triton import HAS_TRITON, triton
 
+_one_at_a_time = threading.Lock()
+
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """Launches inside compile and do not run; at the end of the block all are ready to be launched.
+    """This thread's launches inside compile and do not run; at the end of the block all are ready.
 
     What PyTorch does meanwhile is done, on outputs that nothing has written. A kernel that cannot be compiled
-    says so when it is launched. In Triton's interpreter, and with its version 3.4, launches run as ever.
+    says so when it is launched. Launches of other threads run as ever, as do all in Triton's interpreter and
+    with its version 3.4. One thread at a time compiles so.
     """
     if not (HAS_TRITON and hasattr(triton, "AsyncCompileMode")):  # Triton 3.4 has none
         yield
@@ -36,12 +40,14 @@ def compiling() -> Iterator[None]:
 
             return super().submit(key, compile_and_load, finalize_fn)
 
-    run = JITFunction.run
+    thread = threading.get_ident()
 
     def compile_only(kernel: Any, *args: object, grid: object, warmup: bool, **options: object) -> object:
-        return run(kernel, *args, grid=grid, warmup=True, **options)
+        mine = threading.get_ident() == thread
+        return run(kernel, *args, grid=grid, warmup=warmup or mine, **options)
 
-    with ThreadPoolExecutor() as pool, Mode(pool, ignore_errors=True):
+    with _one_at_a_time, ThreadPoolExecutor() as pool, Mode(pool, ignore_errors=True):
+        run = JITFunction.run
         JITFunction.run = compile_only  # pyright: ignore[reportAttributeAccessIssue]
         try:
             yield

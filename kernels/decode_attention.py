@@ -248,7 +248,7 @@ def _decode_attention_kernel(
     row_size = kv_heads * size
     table_ptr = page_table_ptr + slot * table_stride
     k_ptr, v_ptr = k_cache_ptr + kv_head * size, v_cache_ptr + kv_head * size
-    page = tl.load(table_ptr + position // paging.PAGE_SIZE).to(tl.int64)
+    page = paging.pages_of(table_ptr, position, True)
     half, dim = tl.arange(0, HALF_PAD), tl.arange(0, DIM_PAD)
     in_half, in_head = half < HALF, dim < size
     cos = tl.load(cos_ptr + position * HALF + half, in_half, other=0.0)
@@ -326,7 +326,7 @@ def _decode_attention_kernel(
         acc, row_sum, row_max = _attend(
             no_acc, no_sum, no_max, q_first, q_second, q_first, q_second, new_value, member == group, scale
         )
-        row = (page * paging.PAGE_SIZE + position % paging.PAGE_SIZE) * row_size + 0 * member[:, None]
+        row = paging.offsets_in(page, position, row_size) + 0 * member[:, None]
         tl.store(k_ptr + row + half[None, :], q_first, is_key & in_half[None, :])
         tl.store(k_ptr + row + HALF + half[None, :], q_second, is_key & in_half[None, :])
         tl.store(v_ptr + row + dim[None, :], new_value, is_key & in_head[None, :])
@@ -370,11 +370,11 @@ def tile(head_dim: int, group: int, dtype: torch.dtype, where: Target, *, norm: 
 def rule(head_dim: int, dtype: torch.dtype, where: Target, *, few: bool) -> Options:
     """As `tile`, where nothing was measured."""
     large = dtype == torch.float32
-    block_n = 16 if head_dim > 128 or (large and head_dim > 64) else 32 if large else 64
-    # A short context has no use for many blocks on their way.
-    deep = where.shared_kib >= 160 and not large and not (few and head_dim > 64)
-    stages = 1 if where.hip else 3 if deep else 2
-    return _options(block_n, 64 if few else 128, 256 if large else 128, stages, 4 if few else 1, where)
+    # Few sequences have few programs, for which small blocks of large heads are quicker.
+    small = large or (few and head_dim > 64)
+    block_n = 16 if head_dim > 128 or (large and head_dim > 64) else 32 if small else 64
+    stages = 1 if where.hip else 3 if where.shared_kib >= 160 and not large else 2
+    return _options(block_n, 64 if few else 128, 256 if large else 128, stages, 2 if few else 1, where)
 
 
 def _options(

@@ -139,7 +139,10 @@ class Decoder(Module):
         return self.multi_modal_projector(self.vision_tower(pixels))
 
     def prefill(self, batch: PrefillBatch, caches: Sequence[LayerCache]) -> Tensor | None:
-        """Logits [R, vocab_size] fp32 of the wanted rows; the KV cache is extended by the batch's tokens."""
+        """Logits [R, vocab_size] fp32 of the wanted rows; the KV cache is extended by the batch's tokens.
+
+        caches: one for each layer; with fewer, only so many layers run.
+        """
         hidden = self.read(batch, caches)
         return None if batch.logit_rows is None else self.logits(hidden.rows(batch.logit_rows))
 
@@ -162,6 +165,6 @@ class Decoder(Module):
     def _layers(self, embedded: Tensor, batch: Batch, caches: Sequence[LayerCache]) -> Hidden:
         hidden = Hidden(embedded)
         rope = self.rope
-        for (layer, next_norm), cache in zip(self._layers_and_next_norms, caches, strict=True):
+        for (layer, next_norm), cache in zip(self._layers_and_next_norms, caches, strict=False):
             hidden = layer.extend(hidden, batch, rope, cache, next_norm)
         return hidden

@@ -29,8 +29,8 @@ def measure(
     jobs = ragged_jobs(subject.config.vocab_size, requests, prompt_tokens, new_tokens)
     check_fits(engine.info, 1, max(len(job.prompt) + job.new_tokens for job in jobs))
     tell("Warming up")
-    while engine.prepare():  # as in the idle moments of the app
-        pass
+    while not engine.prepared:  # as in the idle moments of the app
+        engine.prepare()
     run(
         engine, ragged_jobs(subject.config.vocab_size, min(requests, 64), prompt_tokens, new_tokens, SEED + 1)
     )

@@ -219,7 +219,10 @@ def _app(model: str | None, tell: Tell) -> Iterator[_App]:
                 terminal.wait_for("Ready", START_S)
             except UserError:
                 said = terminal.output.decode(errors="replace").strip().splitlines() or ["it printed nothing"]
-                raise UserError(f"The app did not start: {said[-1].removeprefix('error: ')}") from None
+                # CUDA's errors end in a list of frames.
+                named = [line for line in said if "Error: " in line or line.startswith("error: ")]
+                last = (named or said)[-1].removeprefix("error: ")
+                raise UserError(f"The app did not start: {last}") from None
             yield _App(terminal, Path(home) / "record.jsonl", random.Random(0))
             terminal.type(QUIT)
             terminal.wait(ANSWER_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -125,7 +126,8 @@ def test_preparing_for_later_messages_changes_nothing():
     before = [alone(engine, *request) for request in requests]
     reserved = torch.cuda.memory_reserved()
     pieces = 0
-    while engine.prepare():
+    while not engine.prepared:
+        engine.prepare()
         pieces += 1
     assert pieces > 10
     assert torch.cuda.memory_reserved() - reserved < 256 << 20
@@ -208,3 +210,22 @@ def test_soak():
             assert len(last.token_ids) == work[number][1].params.max_new_tokens
     # Prompts are random: no prefix is shared, so every checked reply is bitwise that of its run alone.
     assert kept == len(checked)
+
+
+def test_engines_of_several_threads_do_not_disturb_each_other():
+    """They are made, prepare themselves and answer all at once, with the same kernels and scratch memory."""
+    rng = random.Random(8)
+    requests = [random_request(rng, 1500) for _ in range(8)]
+    engine = small_engine(prefix_cache=False)
+    expected = [alone(engine, *request) for request in requests]
+
+    def work(_: int) -> list[tuple[int, ...]]:
+        other = small_engine(prefix_cache=False)
+        replies = [alone(other, *request) for request in requests]
+        while not other.prepared:
+            other.prepare()
+        return replies + [alone(other, *request) for request in requests]
+
+    with ThreadPoolExecutor(3) as pool:
+        for replies in pool.map(work, range(3)):
+            assert replies == expected + expected

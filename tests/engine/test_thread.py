@@ -170,16 +170,12 @@ def test_idle_moments_are_used_and_nobody_waits_for_more_than_one(loaded, monkey
     left = [3, 2, 1]
 
     def prepare():
-        if not left:
-            begun.put(None)
-            return False
         begun.put(left.pop(0))
         if go_on.get(timeout=60) == "fail":
             raise RuntimeError("injected")
-        return True
 
     monkeypatch.setattr(loaded._engine, "prepare", prepare)
-    loaded._unprepared = True
+    monkeypatch.setattr(type(loaded._engine), "prepared", property(lambda _: not left))
     loaded.cancel(0)  # wakes the thread
     assert begun.get(timeout=60) == 3
     answer = queue.SimpleQueue()
@@ -191,7 +187,6 @@ def test_idle_moments_are_used_and_nobody_waits_for_more_than_one(loaded, monkey
     go_on.put("fail")
     assert begun.get(timeout=60) == 1
     go_on.put("go")
-    assert begun.get(timeout=60) is None
     *_, last = stream(loaded, ask(3))
     assert isinstance(last, Finished)
 
