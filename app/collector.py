@@ -7,24 +7,32 @@ from collections.abc import Iterable, Sequence
 
 from textual.strip import Strip
 
-FULL_EVERY = 25
-"""So many collections of younger objects come before one of all; Python's own number is 10.
+THRESHOLDS = 5000, 5, 100
+"""Objects after which the young ones are looked through, how often that comes before the middle ones, and how
+often these before all.
 
-A long reply and what Textual remembers are 100,000 objects, which take 40 ms. With a higher number that is
-less often, but turns that were removed pile up: at 50 one collection of many turns takes 170 ms.
+Every change of the screen leaves some hundred objects of Textual's that only the collector frees. With
+Python's own thresholds (700, 10, 10) they are not dead yet when they are looked through, become old, and make
+collections of all come every second, which take 50 to 100 ms with a long reply on the screen. So young ones
+may be more, and old ones are looked through by `tidy`.
 """
 _textuals = Strip.divide
 
 
 def spare() -> None:
-    """Let full collections come less often, and find less.
+    """Let full collections come seldom, and find less.
 
     Textual 8.2 keeps a drawn line that is not divided in the line's own cache, as its only part. Just the
     collector can free it then, and a reply that streams brings hundreds of lines a second.
     """
-    young, middle, _ = gc.get_threshold()
-    gc.set_threshold(young, middle, FULL_EVERY)
+    gc.set_threshold(*THRESHOLDS)
     Strip.divide = _divide
+
+
+def tidy() -> None:
+    """A full collection, unless there is little to find. It takes a tenth of a second: when nobody waits."""
+    if gc.get_count()[2]:
+        gc.collect()
 
 
 def _divide(self: Strip, cuts: Iterable[int]) -> Sequence[Strip]:

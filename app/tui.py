@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -54,6 +55,9 @@ if TYPE_CHECKING:
     from ..engine.thread import EngineThread
 
 log = logging.getLogger(__name__)
+
+QUIET_S = 2.0
+"""So long without a key or the mouse, and nobody waits for the app."""
 
 
 def run(
@@ -108,6 +112,7 @@ class LiteLlamaApp(App[None]):
         self._ending = False
         self._terminal_is_dark = dark is not False
         self._still = False
+        self._touched = time.monotonic()
         self._guard = Guard()
         for theme in THEMES:
             self.register_theme(theme)
@@ -131,6 +136,7 @@ class LiteLlamaApp(App[None]):
                 asyncio.get_running_loop().add_signal_handler(
                     number, lambda code=128 + number: self.run_worker(self._end(code))
                 )
+        self.set_interval(QUIET_S / 2, self._tidy)
         database, notice = await open_or_replace(self.paths.database)
         await self.controller.start(database)
         if self._driver:
@@ -139,6 +145,11 @@ class LiteLlamaApp(App[None]):
             if text:
                 await self._told(Told(text))
         self.call_after_refresh(self._find_model)  # the screen first: what follows imports torch
+
+    def _tidy(self) -> None:
+        quiet = time.monotonic() - self._touched > QUIET_S
+        if quiet and not self.controller.replying and self._comparison is None:
+            collector.tidy()
 
     @work
     async def _find_model(self) -> None:
@@ -430,6 +441,8 @@ class LiteLlamaApp(App[None]):
 
     async def on_event(self, event: events.Event) -> None:
         """See to it that what the terminal tells about itself is not taken for a key."""
+        if isinstance(event, events.InputEvent):
+            self._touched = time.monotonic()
         if isinstance(event, events.Key) and event.key in {told.value for told in terminal.Told}:
             await self._remember_theme()
             self._terminal_is_dark = event.key == terminal.Told.DARK.value

@@ -156,17 +156,15 @@ class ChatList(Vertical):
         await self.action_leave()
 
     async def action_leave(self) -> None:
-        """End what is being typed, the title or the search; else leave the list."""
+        """Leave the title as it is, or the list: who types on blindly after Esc must not delete chats with it."""
         if self._title.display:
             self._title.display = False
-        elif self._search.value:
-            self._search.value = ""
+            self._options.focus()
+            self._say(_KEYS)
+            await self.fill()
         else:
+            self._search.value = ""
             self.post_message(self.Left())
-            return
-        self._options.focus()
-        self._say(_KEYS)
-        await self.fill()
 
 
 def _entry(line: Summary | Hit) -> Content:

@@ -1,4 +1,8 @@
-"""One turn of the conversation on the screen."""
+"""One turn of the conversation on the screen.
+
+A widget is some eighty objects, and a long conversation has many turns: what most of them do not need is
+there for those alone that do.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from .. import keymap
 from ..conversation import Conversation, Turn
 from ..text import inert
 from .attachments import Chip
-from .branch import BranchLabel
+from .branch import BranchLabel, branch_line
 from .markdown import ReplyMarkdown
 from .thinking import ThinkingBlock
 
@@ -31,7 +35,8 @@ class UserMessage(Vertical):
             yield ItemGrid(*(Chip(image) for image in self.turn.images), min_column_width=34)
         if self.turn.text:
             yield Static(Content(inert(self.turn.text)), classes="text", markup=False)
-        yield BranchLabel(self._conversation, self.turn)
+        if line := branch_line(self._conversation, self.turn):
+            yield BranchLabel(line)
 
 
 class ReplyMessage(Vertical):
@@ -41,17 +46,16 @@ class ReplyMessage(Vertical):
         """`offers`: the screen has the actions that go on with a reply that was cut off."""
         super().__init__()
         self.turn = turn
+        self._conversation = conversation
         self._offers = offers
-        self._thinking = ThinkingBlock()
+        self._thinking: ThinkingBlock | None = None
         self._body = ReplyMarkdown(inert(turn.text))
         self._outcome = Static(classes="outcome", markup=False)
-        self._branch = BranchLabel(conversation, turn)
+        self._branch: BranchLabel | None = None
 
     def compose(self) -> ComposeResult:
-        yield self._thinking
         yield self._body
         yield self._outcome
-        yield self._branch
 
     def render_lines(self, crop: Region) -> list[Strip]:
         """One line of the background stands for all: as the reply grows Textual would draw each of them."""
@@ -60,6 +64,7 @@ class ReplyMessage(Vertical):
     def on_mount(self) -> None:
         self._show_thinking()
         self._show_outcome()
+        self._show_branch()
 
     def think(self) -> None:
         """More of the thinking has come."""
@@ -77,11 +82,24 @@ class ReplyMessage(Vertical):
         self._show_thinking()
         await self._body.show(inert(self.turn.text))
         self._show_outcome()
-        self._branch.refresh_turn()
+        self._show_branch()
 
     def _show_thinking(self) -> None:
         turn = self.turn
-        self._thinking.show(turn.thinking, running=turn.status == "streaming" and not turn.text)
+        if self._thinking is None and turn.thinking.text and self._body.is_attached:
+            self._thinking = ThinkingBlock()
+            self.mount(self._thinking, before=self._body)
+        if self._thinking:
+            self._thinking.show(turn.thinking, running=turn.status == "streaming" and not turn.text)
+
+    def _show_branch(self) -> None:
+        line = branch_line(self._conversation, self.turn)
+        if self._branch:
+            self._branch.update(line or "")
+            self._branch.display = bool(line)
+        elif line and self._body.is_attached:
+            self._branch = BranchLabel(line)
+            self.mount(self._branch)
 
     def _show_outcome(self) -> None:
         turn = self.turn

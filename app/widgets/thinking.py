@@ -34,7 +34,7 @@ class ThinkingBlock(Vertical):
         super().__init__()
         self._title = ThinkingTitle(classes="title", markup=False)
         self._text = Static(classes="thoughts", markup=False)
-        self._thinking, self._running = Thinking(), False
+        self._thinking, self._unfinished = Thinking(), False
         self.display = False
 
     def compose(self) -> ComposeResult:
@@ -43,8 +43,8 @@ class ThinkingBlock(Vertical):
 
     def show(self, thinking: Thinking, *, running: bool) -> None:
         """Show the thinking as it is now; `running`: it still goes on."""
-        if (thinking, running) != (self._thinking, self._running):
-            self._thinking, self._running = thinking, running
+        if (thinking, running) != (self._thinking, self._unfinished):
+            self._thinking, self._unfinished = thinking, running
             self.display = bool(thinking.text)
             self._draw()
 
@@ -54,13 +54,13 @@ class ThinkingBlock(Vertical):
 
     @on(Click, ".title")
     def action_open_or_close(self) -> None:
-        if not self._running and (transcript := self.query_ancestor(VerticalScroll)):
+        if not self._unfinished and (transcript := self.query_ancestor(VerticalScroll)):
             transcript.release_anchor()  # what is opened unfolds below its title, which stays in view
         self.toggle_class("-open")
         self._draw()
 
     def _draw(self) -> None:
-        symbol, what = "▾" if self._is_open else "▸", "Thinking…" if self._running else "Thought for"
+        symbol, what = "▾" if self._is_open else "▸", "Thinking…" if self._unfinished else "Thought for"
         figures = f"{format_seconds(self._thinking.seconds)} · {format_tokens(self._thinking.tokens)}"
         self._title.update(f"{symbol} {what} {figures}")
         if self._is_open:  # else nobody sees it, and to lay out a long text takes time

@@ -83,16 +83,29 @@ async def test_search_jumps_to_the_turn_in_its_branch(chat, engine):
         await c.until(lambda: (turn := c.app.screen.query_one(Transcript).selected) and turn.text[-1] == "s")
 
 
-async def test_the_search_looks_at_titles_and_escape_ends_it(chat):
+async def test_the_search_looks_at_titles_and_escape_closes_the_dialog_at_once(chat):
+    """Who goes on typing after Esc writes a message, and does not delete what the list has."""
     async with chat() as c:
         await two_chats(c)
-        await c.pilot.press("slash", *"second")
-        await c.until(lambda: lines(c) == ["second question", "second question"])  # the title, the turn
-        await c.pilot.press("escape")
-        await c.until(lambda: lines(c) == ["second question", "first question"])
         await c.pilot.press("slash", *"zzz")
         await c.until(lambda: lines(c) == [])
         assert says(c) == "Nothing is found."
+        await c.pilot.press(*["backspace"] * 3, *"second")
+        await c.until(lambda: lines(c) == ["second question", "second question"])  # the title, the turn
+        await c.pilot.press("escape", *"dd")
+        await c.until(lambda: c.prompt.text == "dd")
+        await c.pilot.press("ctrl+o")
+        await c.until(lambda: lines(c) == ["second question", "first question"])
+
+
+async def test_escape_leaves_the_sidebar_and_its_search(chat):
+    async with chat(size=(120, 30)) as c:
+        await c.ask("first question")
+        await c.pilot.press("ctrl+b", "slash", *"zzz")
+        await c.until(lambda: lines(c) == [])
+        await c.pilot.press("escape", *"dd")
+        await c.until(lambda: lines(c) == ["first question"])
+        assert c.prompt.text == "dd"
 
 
 async def test_the_sidebar_opens_beside_the_chat_where_there_is_room(chat):

@@ -334,7 +334,7 @@ async def test_thinking_is_reached_by_keys(chat, engine):
 async def test_without_thinking_there_is_no_block(chat, engine):
     async with chat() as c:
         await c.ask("Hi")
-        assert not c.app.screen.query_one(ThinkingBlock).display
+        assert not c.app.screen.query(ThinkingBlock)
         await c.pilot.press("shift+tab")
         assert not isinstance(c.app.focused, ThinkingTitle)
 
@@ -386,7 +386,7 @@ async def test_stopped_thinking_goes_on_with_ctrl_g_and_starts_over_with_ctrl_r(
         engine.reply("No.")
         await c.pilot.press("ctrl+r")
         await c.until(lambda: c.shown()[-1] == "No.")
-        assert not c.app.screen.query_one(ThinkingBlock).display
+        assert not c.app.screen.query(ThinkingBlock)
 
 
 async def test_a_reopened_conversation_has_its_thinking(chat, engine):
