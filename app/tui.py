@@ -31,7 +31,7 @@ from .controller import NO_MODEL, Controller
 from .database import open_or_replace
 from .draft import Draft
 from .driver import TerminalDriver
-from .events import CannotSee, ControllerEvent, ModelFailed, ModelReady, Told
+from .events import CannotSee, ControllerEvent, ConversationShown, ModelFailed, ModelReady, Told
 from .guard import Guard
 from .library import scan
 from .loader import create_engine
@@ -112,7 +112,7 @@ class LiteLlamaApp(App[None]):
         self._ending = False
         self._terminal_is_dark = dark is not False
         self._still = False
-        self._touched = time.monotonic()
+        self._touched = 0.0
         self._guard = Guard()
         for theme in THEMES:
             self.register_theme(theme)
@@ -147,8 +147,9 @@ class LiteLlamaApp(App[None]):
         self.call_after_refresh(self._find_model)  # the screen first: what follows imports torch
 
     def _tidy(self) -> None:
-        quiet = time.monotonic() - self._touched > QUIET_S
-        if quiet and not self.controller.replying and self._comparison is None:
+        """Collect garbage if nobody would notice: there is some only since the user did something."""
+        working = self.controller.replying or self.controller.loader.loading or self._comparison is not None
+        if self._touched and not working and time.monotonic() - self._touched > QUIET_S:
             collector.tidy()
 
     @work
@@ -203,6 +204,8 @@ class LiteLlamaApp(App[None]):
             case ModelReady(name) if name != self.settings.model:
                 await self._use_settings(self.settings.model_copy(update={"model": name}))
         await self._chat.handle(event)
+        if isinstance(event, ConversationShown) and self._touched:  # what was shown is garbage now
+            self.call_after_refresh(collector.tidy)
 
     # Models
 

@@ -156,7 +156,7 @@ class ChatList(Vertical):
         await self.action_leave()
 
     async def action_leave(self) -> None:
-        """Leave the title as it is, or the list: who types on blindly after Esc must not delete chats with it."""
+        """Leave the title as it is, or the list: who types on after Esc must not delete chats with it."""
         if self._title.display:
             self._title.display = False
             self._options.focus()

@@ -732,3 +732,22 @@ async def test_what_was_not_sent_is_there_at_the_next_start(chat, paths):
         await c.until(lambda: not paths.draft.exists())
     async with chat() as c:
         assert c.prompt.text == ""
+
+
+async def test_garbage_is_collected_when_nobody_waits(chat, engine, monkeypatch):
+    """Not before the user did anything, not while a reply comes, and once the app is left alone."""
+    tidied = []
+    monkeypatch.setattr("lite_llama.app.tui.QUIET_S", 0.1)
+    monkeypatch.setattr("lite_llama.app.collector.tidy", lambda: tidied.append(1))
+    engine.reply("a", "b", hold_after=1)
+    async with chat() as c:
+        await asyncio.sleep(0.3)
+        assert not tidied
+        await c.send("Hi")
+        await c.until(lambda: c.shown()[-1] == "a")
+        tidied.clear()
+        await asyncio.sleep(0.3)
+        assert not tidied
+        engine.release()
+        await c.replied()
+        await c.until(lambda: tidied)
