@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from textual import on, work
+from textual import events, on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
@@ -95,7 +95,17 @@ class ChatList(Vertical):
         (self._search if search else self._options).focus()
 
     def action_search(self) -> None:
-        self._search.focus()
+        self.screen.set_focus(self._search)
+
+    def on_key(self, event: events.Key) -> None:
+        """Keys come here before they act: those typed fast after `/` are for the search, not for the list."""
+        focused = self.screen.focused  # a widget's own `has_focus` comes later
+        if event.key == "slash" and focused is self._options:
+            self.action_search()
+            event.stop()
+        elif isinstance(focused, Input) and event.is_printable and event.character:
+            focused.insert_text_at_cursor(event.character)
+            event.stop()
 
     def action_leave_search(self) -> None:
         if self._search.has_focus:  # the title is left with Enter or Esc
@@ -122,7 +132,9 @@ class ChatList(Vertical):
 
     def _summary(self) -> Summary | None:
         """The conversation that the cursor is on, None on a hit or while a text is typed."""
-        return chosen if isinstance(chosen := self._chosen, Summary) and self._options.has_focus else None
+        if self.screen.focused is self._options and isinstance(chosen := self._chosen, Summary):
+            return chosen
+        return None
 
     async def action_pin(self) -> None:
         if chosen := self._summary():
@@ -146,7 +158,7 @@ class ChatList(Vertical):
         if chosen := self._summary():
             self._title.value = chosen.title
             self._title.display = True
-            self._title.focus()
+            self.screen.set_focus(self._title)
             self._say("Enter keeps the new title   Esc goes back")
 
     @on(Input.Submitted, "#title")

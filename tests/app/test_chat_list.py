@@ -1,6 +1,7 @@
 """The list of conversations through its keys, and titles by the model."""
 
 import pytest
+from textual import events
 from textual.widgets import Input, OptionList
 
 from lite_llama.app.database import HIT_END, HIT_START, Hit
@@ -96,6 +97,19 @@ async def test_the_search_looks_at_titles_and_escape_closes_the_dialog_at_once(c
         await c.until(lambda: c.prompt.text == "dd")
         await c.pilot.press("ctrl+o")
         await c.until(lambda: lines(c) == ["second question", "first question"])
+
+
+async def test_letters_typed_fast_after_the_slash_are_searched_for(chat):
+    """All of them are on their way when the first one is looked at; none acts on the list."""
+    async with chat() as c:
+        await two_chats(c)
+        for character in "/drup":
+            c.app.post_message(events.Key("slash" if character == "/" else character, character))
+        await c.until(lambda: c.app.screen.query_one("#search", Input).value == "drup")
+        await c.until(lambda: lines(c) == [])
+        await c.pilot.press(*["backspace"] * 4)
+        await c.until(lambda: lines(c) == ["second question", "first question"])
+        assert not any(each.pinned for each in c.app.screen.query_one(ChatList)._lines)
 
 
 async def test_escape_leaves_the_sidebar_and_its_search(chat):
