@@ -123,14 +123,22 @@ class ChatScreen(Screen[None]):
         self.set_interval(LOAD_EVERY_S, self._show_load)
         self.set_interval(DRAFT_EVERY_S, self._keep_draft)
 
+    @property
+    def _typed(self) -> str:
+        """What the user would have to type again: the prompt, and what stood there before an edit."""
+        if self._edited is None:
+            return self._prompt.text
+        edit = self._prompt.text if self._prompt.text != self._edited.text else ""
+        return "\n\n".join(text for text in (self._draft, edit) if text)
+
     def _keep_draft(self) -> None:
-        text = self._prompt.text
+        text = self._typed
         if text != self._unsent.kept and not self.editing.locked():  # else it is in the editor
             self.run_worker(asyncio.to_thread(self._unsent.keep, text), group="draft", exclusive=True)
 
     def close_draft(self) -> None:
         """Keep what is in the prompt for the next start."""
-        self._unsent.close(self._prompt.text)
+        self._unsent.close(self._typed)
 
     @work(exclusive=True, group="load")
     async def _show_load(self) -> None:

@@ -734,6 +734,18 @@ async def test_what_was_not_sent_is_there_at_the_next_start(chat, paths):
         assert c.prompt.text == ""
 
 
+async def test_what_is_typed_and_what_is_edited_are_both_there_at_the_next_start(chat, paths):
+    async with chat() as c:
+        await c.ask("first")
+        c.prompt.text = "a draft"
+        await c.pilot.press("alt+up", "up", "e")
+        await c.until(lambda: c.prompt.text == "first")
+        await c.until(lambda: paths.draft.exists() and paths.draft.read_text(encoding="utf-8") == "a draft")
+        await c.pilot.press(*" one")
+    async with chat() as c:
+        assert c.prompt.text == "a draft\n\nfirst one"
+
+
 async def test_garbage_is_collected_when_nobody_waits(chat, engine, monkeypatch):
     """Not before the user did anything, not while a reply comes, and once the app is left alone."""
     tidied = []
