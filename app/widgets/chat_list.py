@@ -26,7 +26,6 @@ class ChatList(Vertical):
     """Open, search, rename, pin, delete and undo. Typing in the search shows what is found at once."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("slash", "search", "Search", show=False),
         Binding("r", "rename", "Rename", show=False),
         Binding("p", "pin", "Pin", show=False),
         Binding("d,delete", "delete", "Delete", show=False),
@@ -94,14 +93,11 @@ class ChatList(Vertical):
         await self.fill()
         (self._search if search else self._options).focus()
 
-    def action_search(self) -> None:
-        self.screen.set_focus(self._search)
-
     def on_key(self, event: events.Key) -> None:
         """Keys come here before they act: those typed fast after `/` are for the search, not for the list."""
         focused = self.screen.focused  # a widget's own `has_focus` comes later
         if event.key == "slash" and focused is self._options:
-            self.action_search()
+            self.screen.set_focus(self._search)
             event.stop()
         elif isinstance(focused, Input) and event.is_printable and event.character:
             focused.insert_text_at_cursor(event.character)

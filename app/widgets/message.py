@@ -54,14 +54,8 @@ class ReplyMessage(Vertical):
         self._branch: BranchLabel | None = None
 
     def compose(self) -> ComposeResult:
-        if self.turn.thinking.text:
-            self._thinking = ThinkingBlock()
-            yield self._thinking
         yield self._body
         yield self._outcome
-        if line := branch_line(self._conversation, self.turn):
-            self._branch = BranchLabel(line)
-            yield self._branch
 
     def render_lines(self, crop: Region) -> list[Strip]:
         """One line of the background stands for all: as the reply grows Textual would draw each of them."""

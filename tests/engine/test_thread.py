@@ -189,6 +189,7 @@ def test_idle_moments_are_used_and_nobody_waits_for_more_than_one(loaded, monkey
     go_on.put("go")
     *_, last = stream(loaded, ask(3))
     assert isinstance(last, Finished)
+    assert begun.empty()
 
 
 def test_a_failing_sink_does_not_stop_the_thread(loaded):
