@@ -181,6 +181,11 @@ class Engine:
         """Do something that a later message would have to wait for."""
         self.runner.prepare()
 
+    def prepare_all(self) -> None:
+        """`prepare` until nothing is left."""
+        while not self.prepared:
+            self.prepare()
+
     @property
     def figures(self) -> EngineFigures:
         """What it holds now; may be read by any thread, since each figure is the length of one container."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerFast
 
 from ..models.checkpoint import read_json
 from ..models.errors import CheckpointError, UserError
@@ -183,9 +182,11 @@ class Tokenizer:
 def _loader(path: Path) -> Any:
     """The file's own word counts; AutoTokenizer, which has rules of its own, only where there is none.
 
-    It is imported only then: with some versions of transformers that takes seconds.
+    Each is imported when it is needed: with some versions of transformers that takes seconds.
     """
     if (path / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
         return PreTrainedTokenizerFast
     from transformers import AutoTokenizer
 

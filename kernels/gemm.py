@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import tiles
 from ._triton import Target, target, tl, triton
-from .pdl import await_previous, start_dependents
+from .pdl import await_previous, read_ahead, start_dependents
 from .tiles import Options
 
 MAX_ROWS = 64
@@ -36,8 +36,9 @@ def _gemm_kernel(
     rows), of which a tile takes BLOCK_N / 2 pairs; bias likewise; out [splits, rows, outputs]: partial sums
     in fp32 unless there is one split. GATED needs one split.
 
-    AHEAD: BLOCK_K covers the SLICE, and all its weights are read before the tokens are there, while the
-    kernel before this one still runs: fewer bytes at a time, but no pause between two kernels.
+    Before the tokens are there, while the kernels before this one still run, AHEAD bytes of each row are
+    asked for to be in the L2 cache: the memory need not pause between two kernels. A SLICE of one BLOCK_K is
+    loaded as a whole.
     """
     start_dependents(PDL)
     split = tl.program_id(1)
@@ -53,14 +54,16 @@ def _gemm_kernel(
     weight_row_ptr = weight_ptr + row.to(tl.int64) * K + first
     weight_tile_ptr = weight_row_ptr[:, None] + column[None, :]
     x_tile_ptr = x_ptr + token[:, None] * K + first + column[None, :]
-    if AHEAD:
+    if SLICE <= BLOCK_K:
         valid = (column < SLICE) & (first + column < K)
         weight = tl.load(
             weight_tile_ptr, inside[:, None] & valid[None, :], other=0.0, eviction_policy="evict_first"
         )
+    elif K % 8 == 0:
+        read_ahead(weight_row_ptr, inside, tl.minimum(SLICE, K - first) * 2, AHEAD, PDL)
     await_previous(PDL)
     sums = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    if AHEAD:
+    if SLICE <= BLOCK_K:
         x = tl.load(x_tile_ptr, (token < rows)[:, None] & valid[None, :], other=0.0)
         sums = tl.dot(weight, tl.trans(x), sums, input_precision="ieee")
     else:
@@ -91,10 +94,10 @@ def _gemm_kernel(
 
 
 def tile(inputs: int, outputs: int, dtype: torch.dtype, where: Target, *, split: bool) -> Options:
-    """BLOCK_N, BLOCK_K, STAGES, warps and the SLICE of K of one program, for any number of tokens.
+    """The kernel's options, with the SLICE of K of one program, for any number of tokens.
 
     `outputs` counts rows of weights. With `split`, K is cut until there is a program for nearly every
-    processor, but into slices of at least 256.
+    processor, but into slices of at least 256. EARLY: the next kernel may start at once.
     """
     return tiles.choose(
         tiles.key("gemm", where, dtype, inputs=inputs, outputs=outputs, split=int(split)),
@@ -107,43 +110,49 @@ def rule(inputs: int, outputs: int, where: Target, *, split: bool) -> Options:
     """As `tile`, where nothing was measured."""
     enough = where.processors * 9 // 10
     block_n = 128 if outputs // 128 >= enough and not where.hip else 64
-    block_k, stages = (64, 1) if where.hip else (64, 3)
+    block_k, stages, ahead = 64, 1 if where.hip else 3, 0
     if where.shared_kib >= 200 and outputs // block_n < 4 * where.processors:  # deep pipelines, short runs
-        block_k, stages = 128, 4
+        block_k, stages, ahead = 128, 6 if block_n == 64 else 4, 32768 // block_n
     programs, splits = triton.cdiv(outputs, block_n), 1
     while split and programs * splits < enough and inputs // (2 * splits) >= 256 and splits < 8:
         splits *= 2
+    piece = triton.cdiv(triton.cdiv(inputs, splits), block_k) * block_k
+    return _options(piece, block_n, block_k, stages, 128, ahead, True, where)
+
+
+def _options(
+    piece: int, block_n: int, block_k: int, stages: int, threads: int, ahead: int, early: bool, where: Target
+) -> Options:
     return {
-        "SLICE": triton.cdiv(triton.cdiv(inputs, splits), block_k) * block_k,
+        "SLICE": piece,
         "BLOCK_N": block_n,
         "BLOCK_K": block_k,
         "STAGES": stages,
-        "AHEAD": 0,
-        "num_warps": where.warps(128),
+        "AHEAD": ahead,
+        "EARLY": int(early),
+        "num_warps": where.warps(threads),
     }
 
 
 def candidates(inputs: int, outputs: int, where: Target, *, split: bool) -> Iterator[Options]:
     """Options worth measuring; whatever is chosen holds for every number of tokens."""
-    streamed = product((64, 128), ((64, 3), (64, 5), (128, 3), (128, 4)), (128,), (1, 2, 4, 8), (0,))
-    ahead = product((64,), ((256, 1), (512, 1), (1024, 1)), (128, 256), range(1, 9), (1,))
-    for block_n, (block_k, stages), threads, splits, at_once in chain(streamed, ahead):
+    depths = ((64, 3), (128, 3), (128, 4), (128, 6))
+    streamed = product((64, 128), depths, (128,), (1, 2, 4, 8), ((0, False), (512, True)))
+    whole = product((64,), ((256, 1), (512, 1), (1024, 1)), (128, 256), range(1, 9), ((0, False), (0, True)))
+    for block_n, (block_k, stages), threads, splits, (ahead, early) in chain(streamed, whole):
         piece = triton.cdiv(triton.cdiv(inputs, splits), block_k) * block_k
         programs = triton.cdiv(outputs, block_n) * splits
-        if (splits > 1 and not split) or (at_once and (piece > block_k or where.shared_kib < 200)):
+        if splits > 1 and (not split or piece < 256 or programs > 3 * where.processors):
             continue
         if piece * splits >= inputs + piece or outputs < block_n:  # nothing is left for some programs
             continue
-        if splits > 1 and (piece < 256 or programs > 3 * where.processors):
+        if stages == 1 and (piece > block_k or where.shared_kib < 200):
             continue
-        yield {
-            "SLICE": piece,
-            "BLOCK_N": block_n,
-            "BLOCK_K": block_k,
-            "STAGES": stages,
-            "AHEAD": at_once,
-            "num_warps": where.warps(threads),
-        }
+        if stages > 3 and 2 * stages * block_k * (block_n + MAX_ROWS) > 1024 * where.shared_kib:
+            continue
+        if early and not where.pdl:
+            continue
+        yield _options(piece, block_n, block_k, stages, threads, ahead, early, where)
 
 
 def gemm(
@@ -164,13 +173,14 @@ def gemm(
     weight_rows = weight.shape[0]
     outputs = weight_rows // 2 if gated else weight_rows
     where = target(x.device)
-    options = tile(inputs, weight_rows, weight.dtype, where, split=split)
+    options = dict(tile(inputs, weight_rows, weight.dtype, where, split=split))
     splits = triton.cdiv(inputs, options["SLICE"])
+    chain = where.chain(early=bool(options.pop("EARLY")))
     out = x.new_empty((splits, rows, outputs), dtype=torch.float32 if splits > 1 else dtype)
     _gemm_kernel[(triton.cdiv(weight_rows, options["BLOCK_N"]), splits)](
         x, weight, bias, out, rows, outputs, K=inputs,
         BLOCK_M=max(16, triton.next_power_of_2(rows)), BIAS=bias is not None, GATED=gated,
-        **options, **where.chain(early=False),
+        **options, **chain,
     )  # fmt: skip
     return out
 

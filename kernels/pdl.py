@@ -23,3 +23,24 @@ def await_previous(PDL: tl.constexpr):
         tl.extra.cuda.gdc_wait()
         if PDL == 2:
             tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def read_ahead(row_ptr, inside, size, BYTES: tl.constexpr, PDL: tl.constexpr):
+    """Ask for BYTES of each row [N] that is `inside` to be brought into the L2 cache, and wait for none.
+
+    Rows are aligned to 16 bytes and have `size` bytes. BYTES: 0, or 256 times a power of two.
+    """
+    if PDL != 0 and BYTES > 0:
+        piece = tl.arange(0, BYTES // 256)[None, :] * 256
+        wanted = inside[:, None] & (piece + 256 <= size)
+        address = row_ptr.to(tl.int64)[:, None] + piece
+        tl.inline_asm_elementwise(
+            "{ .reg .pred wanted; setp.ne.s32 wanted, $2, 0;"
+            "@wanted cp.async.bulk.prefetch.L2.global [$1], 256; mov.u32 $0, 0; }",
+            constraints="=r,l,r",
+            args=[address, wanted.to(tl.int32)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )

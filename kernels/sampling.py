@@ -28,16 +28,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import gemv
 from ._triton import target, tl, triton
 from .pdl import await_previous, start_dependents
 
 RECENT = 8
 """Positions of a sequence whose tokens the host still finds in SamplingState.drawn."""
 
-FEW_ROWS = 4
-"""Rows up to which each chunk of the vocabulary has a program of its own in every launch."""
 CHUNKS_EACH = 8
-"""Chunks that one program looks through for the tokens above a candidate, where there are more rows."""
+"""Chunks that one program looks through for the tokens above a candidate, where there are many rows."""
 
 _WORD = 0xFFFFFFFF
 _ROUND_A, _ROUND_B = 0xD2511F53, 0xCD9E8D57
@@ -670,7 +669,7 @@ def triton_sample(
     few, many = where.warps(128), where.warps(512)
     chain = where.chain(early=False)
     _candidate_kernel[(rows, chunks)](inputs, scratch, *shape, CHUNK=size, num_warps=few, **chain)
-    each = 1 if rows <= FEW_ROWS else CHUNKS_EACH
+    each = 1 if rows <= gemv.MAX_ROWS else CHUNKS_EACH
     _above_kernel[(rows, triton.cdiv(chunks, each))](
         inputs, scratch, *shape, chunks, CHUNK=size, CHUNKS_PAD=padded, EACH=each, num_warps=few, **chain
     )

@@ -165,6 +165,7 @@ class Decoder(Module):
     def _layers(self, embedded: Tensor, batch: Batch, caches: Sequence[LayerCache]) -> Hidden:
         hidden = Hidden(embedded)
         rope = self.rope
-        for (layer, next_norm), cache in zip(self._layers_and_next_norms, caches, strict=False):
+        layers = self._layers_and_next_norms[: len(caches)]
+        for (layer, next_norm), cache in zip(layers, caches, strict=True):
             hidden = layer.extend(hidden, batch, rope, cache, next_norm)
         return hidden

@@ -29,8 +29,7 @@ def measure(
     jobs = ragged_jobs(subject.config.vocab_size, requests, prompt_tokens, new_tokens)
     check_fits(engine.info, 1, max(len(job.prompt) + job.new_tokens for job in jobs))
     tell("Warming up")
-    while not engine.prepared:  # as in the idle moments of the app
-        engine.prepare()
+    engine.prepare_all()  # as in the idle moments of the app
     run(
         engine, ragged_jobs(subject.config.vocab_size, min(requests, 64), prompt_tokens, new_tokens, SEED + 1)
     )

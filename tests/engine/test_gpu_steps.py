@@ -224,8 +224,7 @@ def test_engines_of_several_threads_do_not_disturb_each_other():
     def work(_: int) -> list[tuple[int, ...]]:
         other = small_engine(prefix_cache=False)
         replies = [alone(other, *request) for request in requests]
-        while not other.prepared:
-            other.prepare()
+        other.prepare_all()
         return replies + [alone(other, *request) for request in requests]
 
     with ThreadPoolExecutor(3) as pool:

@@ -167,14 +167,24 @@ def test_a_cpu_multiplies_in_fp32_with_and_without_onednn(generator, monkeypatch
     torch.testing.assert_close(out, exact.float())
 
 
-@pytest.mark.parametrize("ahead", [False, True], ids=["streamed", "ahead"])
-def test_few_tokens_are_split_over_k_where_tiles_are_few(column, monkeypatch, ahead):
+@pytest.mark.parametrize(
+    ("inputs", "whole"), [(520, False), (1042, False), (520, True)], ids=["streamed", "unaligned", "whole"]
+)
+def test_few_tokens_are_split_over_k_where_tiles_are_few(column, monkeypatch, inputs, whole):
     """One part is rounded to the dtype; several partial sums stay in fp32."""
     if column.ops.name == "reference":
         pytest.skip("Triton only")
-    x, weight = column.randn(3, 520), column.randn(70, 520)
-    if ahead:
-        tile = {"SLICE": 256, "BLOCK_N": 32, "BLOCK_K": 256, "STAGES": 1, "AHEAD": 1, "num_warps": 4}
+    x, weight = column.randn(3, inputs), column.randn(70, inputs)
+    if whole:
+        tile = {
+            "SLICE": 256,
+            "BLOCK_N": 32,
+            "BLOCK_K": 256,
+            "STAGES": 1,
+            "AHEAD": 0,
+            "EARLY": 0,
+            "num_warps": 4,
+        }
         monkeypatch.setattr(
             gemm,
             "rule",
