@@ -93,7 +93,7 @@ def measure(subject: Subject, *, batch: int, prompt_tokens: int, tell: Tell) -> 
     panel = Panel(
         "Microseconds of a step", [row["launch"] for row in rows], {"": [row["us_per_step"] for row in rows]}
     )
-    return Report(facts, rows, _COLUMNS, (panel,))
+    return Report(facts, rows, _COLUMNS, (panel,), "1 sequence" if batch == 1 else f"{batch} sequences")
 
 
 def _begin(engine: Engine, batch: int, prompt_tokens: int, tokens: int) -> None:

@@ -44,25 +44,29 @@ class Panel:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of one mode: `facts` hold for all of it, `rows` are the measurements."""
+    """The outcome of one mode: `facts` hold for all of it, `rows` are the measurements.
+
+    `case` tells it from other reports of the mode on the same model.
+    """
 
     facts: dict[str, Any]
     rows: list[Row]
     columns: tuple[Column, ...]
     panels: tuple[Panel, ...]
+    case: str = ""
 
     @property
     def title(self) -> str:
         facts = self.facts
         if facts["weights"] is None:
             return f"{facts['mode']}: {facts['model']}, {facts['device']}"
-        model = f"{facts['model']} ({facts['weights']} weights)"
+        model = f"{facts['model']} ({facts['weights']} weights){self.case and ', ' + self.case}"
         return f"{facts['mode']}: {model}, {facts['dtype']}, {facts['device']}"
 
     @property
     def file_name(self) -> str:
-        """Without suffix: <mode>-<model>-<device>."""
-        parts = (self.facts["mode"], self.facts["model"], self.facts["device"])
+        """Without suffix: <mode>-<model>[-<case>]-<device>."""
+        parts = (self.facts["mode"], self.facts["model"], self.case, self.facts["device"])
         return re.sub(r"[^a-z0-9.]+", "-", "-".join(parts).lower()).strip("-")
 
     def as_dict(self, command: str) -> dict[str, Any]:
