@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from textual import on, work
+from textual import events, on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
@@ -29,6 +29,7 @@ from ..remote.endpoint import Endpoint, Endpoints
 from ..settings import Settings
 from ..text import one_line
 from ..widgets.status import bar
+from ..widgets.type_ahead import type_into_field
 
 if TYPE_CHECKING:  # imports torch, which takes seconds
     from ..fit import Fit
@@ -158,7 +159,6 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         Binding("r", "rename", "Rename"),
         Binding("v", "verify", "Verify"),
         Binding("d,delete", "delete", "Delete"),
-        Binding("slash", "filter", "Filter"),
         Binding("escape", "close", "Close"),
         # So that the list can be walked while the filter has the focus.
         Binding("up", "move(-1)", show=False),
@@ -240,7 +240,7 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
         with Vertical(id="dialog") as dialog:
             dialog.border_title = "Models"
             dialog.border_subtitle = "Esc closes"
-            yield Input(placeholder="/ to filter", id="filter", compact=True)
+            yield Input(placeholder="/ to filter", id="filter", compact=True, select_on_focus=False)
             yield OptionList(id="models", compact=True, markup=False)
             yield Static(id="note", markup=False)
             with Horizontal(id="buttons"):
@@ -354,8 +354,8 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
     def _filter(self) -> None:
         self._show()
 
-    def action_filter(self) -> None:
-        self.query_one("#filter", Input).focus()
+    def on_key(self, event: events.Key) -> None:
+        type_into_field(event, self, self._list, self.query_one("#filter", Input))
 
     def action_move(self, step: int) -> None:
         if self.focused is not self._list:

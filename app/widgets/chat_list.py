@@ -18,6 +18,7 @@ from textual.widgets.option_list import Option
 from ..controller import Controller
 from ..database import HIT_END, HIT_START, Hit, Summary
 from ..text import format_time, inert, one_line
+from .type_ahead import type_into_field
 
 _KEYS = "Enter opens   / searches   r renames   p pins   d deletes"
 
@@ -51,7 +52,7 @@ class ChatList(Vertical):
         self._lines: list[Summary | Hit] = []
         self._deleted: list[Summary] = []
         """What can be brought back, the last one at the end."""
-        self._search = Input(placeholder="Search all chats", compact=True, id="search")
+        self._search = Input(placeholder="Search all chats", compact=True, select_on_focus=False, id="search")
         self._title = Input(placeholder="New title", compact=True, id="title")
         self._options = OptionList(markup=False)
         self._keys = Static(_KEYS, id="keys", markup=False)
@@ -94,14 +95,7 @@ class ChatList(Vertical):
         (self._search if search else self._options).focus()
 
     def on_key(self, event: events.Key) -> None:
-        """Keys come here before they act: those typed fast after `/` are for the search, not for the list."""
-        focused = self.screen.focused  # a widget's own `has_focus` comes later
-        if event.key == "slash" and focused is self._options:
-            self.screen.set_focus(self._search)
-            event.stop()
-        elif isinstance(focused, Input) and event.is_printable and event.character:
-            focused.insert_text_at_cursor(event.character)
-            event.stop()
+        type_into_field(event, self.screen, self._options, self._search)
 
     def action_leave_search(self) -> None:
         if self._search.has_focus:  # the title is left with Enter or Esc

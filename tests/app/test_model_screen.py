@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual import events
 from textual.widgets import Button, Input, OptionList, Static
 
 from lite_llama.app.library import remember_speed
@@ -117,6 +118,22 @@ async def test_the_buttons_stay_in_view_whatever_the_list_is(
         assert app.screen.query_one("#models").region.bottom <= app.screen.query_one("#buttons").region.y
         assert await pilot.click("#add")
     assert app.results == [ModelChoice("add")]
+
+
+async def test_letters_typed_fast_after_the_slash_filter(host: Any, screen: Any, models: Paths):
+    """All of them are on their way when the first one is looked at; none deletes or adds a model."""
+    app = host(screen("beta"))
+    async with app.run_test() as pilot:
+        for character in "/gamma da":
+            app.post_message(events.Key("slash" if character == "/" else character, character))
+        await pilot.pause()
+        assert app.screen.query_one("#filter", Input).value == "gamma da"
+        assert listed(app) == []
+        await pilot.press("backspace", "backspace")
+        [gamma] = listed(app)
+        assert "gamma" in gamma
+        await pilot.press("enter")
+    assert app.results == [ModelChoice("load", "gamma")]
 
 
 async def test_typing_filters(host: Any, screen: Any, models: Paths):
