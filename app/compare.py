@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..models.errors import UserError
 from . import presets, tree
+from .attachments import Attachment
 from .compare_models import CompareModels, Plan
 from .controller import CLOSE_TIMEOUT_S
 from .conversation import Conversation, Turn
@@ -105,16 +106,18 @@ class Comparison:
         """Whether one model answers for both sides, in the same steps."""
         return self._sides is not None and self._sides[0].model == self._sides[1].model
 
-    def start(self, prompt: str, sides: tuple[Side, Side], tell: Tell) -> Turn:
+    def start(
+        self, prompt: str, images: tuple[Attachment, ...], sides: tuple[Side, Side], tell: Tell
+    ) -> Turn:
         """Have both answer; returns at once, with the user's turn.
 
         Each side's events begin with TurnAdded, which has its reply, and end with TurnChanged, whatever
         happens. When neither reply came to anything, PromptReturned follows.
         """
         self._sides, self._stopped = sides, False
-        user = Turn("user", prompt)
+        user = Turn("user", prompt, images=images)
         self._replies = (Turn("assistant", "", "streaming"), Turn("assistant", "", "streaming"))
-        self._conversation = Conversation(title_of(prompt), turns=[user, self._replies[0]])
+        self._conversation = Conversation(title_of(user.label), turns=[user, self._replies[0]])
         self._conversation.show(user)
         self._conversation.add(self._replies[1])
         self._conversation = self._as(0)
@@ -219,6 +222,8 @@ class Comparison:
         side, model = self._sides[number], engine.model
         if model is None:  # the engine had to drop it
             raise UserError(f"{side.model} is no longer loaded: send the prompt again.")
+        if self._conversation.turns[0].images and not model.sees_images:
+            raise UserError(f"{side.model} reads text only: choose a model that sees images on this side.")
         await tell(ModelReady(side.model, model))
         reply, inbox = self._replies[number], Inbox()
         request = reply_request(self._as(number), reply, model, self._settings)
@@ -248,7 +253,7 @@ class Comparison:
         async with self._archive.telling() as database:
             await database.remove_turns(self._conversation, gone)
         if not begun:
-            await tell(PromptReturned(turns[0].text))
+            await tell(PromptReturned(turns[0].text, images=turns[0].images))
 
 
 async def _tell(tell: Tell, number: int, event: ControllerEvent) -> None:

@@ -38,6 +38,7 @@ from .loader import create_engine
 from .log import INTERNAL_ERROR
 from .paths import Paths
 from .remote.endpoint import Endpoints
+from .screens.attaching import AttachingScreen
 from .screens.chat import ChatScreen
 from .screens.conversations import ConversationsScreen
 from .screens.figures import FiguresScreen
@@ -348,7 +349,8 @@ class LiteLlamaApp(App[None]):
         self.push_screen(FiguresScreen(self.controller, self._chat.load))
 
     def action_images(self) -> None:
-        self.push_screen(ImagesScreen(self._chat))
+        screen = self.screen
+        self.push_screen(ImagesScreen(screen if isinstance(screen, AttachingScreen) else self._chat))
 
     @on(Chip.Opened)
     def _show_image(self, event: Chip.Opened) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,15 +11,14 @@ from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.screen import Screen
 from textual.widgets import Footer, Static, TextArea
 
-from ...engine.events import EngineFigures
+from ...engine.events import EngineFigures, ModelInfo
 from ...engine.request import Role
 from ...models.errors import UserError
 from .. import editor, keymap
 from ..actions import ACTIONS, slash_command
-from ..attachments import Attachment, Attachments
+from ..attachments import Attachment
 from ..controller import STILL_WRITING, Controller
 from ..conversation import Turn
 from ..draft import Draft
@@ -46,10 +44,8 @@ from ..events import (
     TurnChanged,
     TurnsLeftOut,
 )
-from ..incoming import command_paths, image_paths
 from ..machine import Machine, MachineLoad
 from ..text import inert, one_line
-from ..widgets.attachments import AttachedChip, AttachmentBar
 from ..widgets.chat_list import ChatList
 from ..widgets.markdown_parser import code_blocks
 from ..widgets.message import offer
@@ -58,6 +54,7 @@ from ..widgets.queue import QueuedMessages
 from ..widgets.status import NEARLY_FULL, ContextLabel, ContextMeter, Header
 from ..widgets.telemetry import Telemetry
 from ..widgets.transcript import Transcript
+from .attaching import AttachingScreen
 from .code_blocks import CodeBlocksScreen
 from .context_full import ContextFullScreen, quoted
 from .tokens import TokensScreen
@@ -66,7 +63,7 @@ LOAD_EVERY_S = 1.0
 DRAFT_EVERY_S = 0.5
 
 
-class ChatScreen(Screen[None]):
+class ChatScreen(AttachingScreen[None]):
     """Transcript, prompt and status lines. Generation, saving and loading are the controller's."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -81,7 +78,6 @@ class ChatScreen(Screen[None]):
         super().__init__()
         self.controller = controller
         self._unsent = draft
-        self.attachments = Attachments(lambda: self.call_later(self._show_attachments))
         self._without_model = False  # told so; at the start it is only not known yet
         self._edited: Turn | None = None
         """The turn whose new version is in the prompt."""
@@ -95,8 +91,6 @@ class ChatScreen(Screen[None]):
         self._offer = Static(id="offer", markup=False)
         self._offer.display = False
         self._queue = QueuedMessages()
-        self._attachment_bar = AttachmentBar()
-        self._prompt = PromptInput()
         self._telemetry = Telemetry()
         self._meter_label = ContextLabel()
         self._meter = ContextMeter()
@@ -279,20 +273,16 @@ class ChatScreen(Screen[None]):
     @on(PromptInput.Submitted)
     async def _submit(self, event: PromptInput.Submitted) -> None:
         images = self.attachments.items
-        # Images first: a path begins with a slash as a command does.
-        if paths := command_paths(event.text) or image_paths(event.text):
-            self._prompt.text = ""
-            self._attach_written(paths, event.text)
-        elif not event.text and not images:
+        if self._attach_instead(event.text):
+            return
+        if not event.text and not images:
             await self.controller.resume_queue()
         elif action := slash_command(event.text):
             self._prompt.text = ""
             await self.run_action(action)
         elif self._edited is not None and self.controller.replying:
             self.notify(STILL_WRITING, severity="warning")
-        elif self._edited is None and self.attachments.reading:
-            self.notify("An image is still being read: send the message in a moment.", severity="warning")
-        else:
+        elif self._edited is not None or not self._still_reading():
             await self._send(event.text, images)
 
     async def _send(self, text: str, images: tuple[Attachment, ...]) -> None:
@@ -307,56 +297,12 @@ class ChatScreen(Screen[None]):
 
     # Images
 
-    async def attach(self, paths: Sequence[Path]) -> bool:
-        """Attach image files, and say what is wrong with those that are none; False if there were any."""
-        return all([await self._add(self.attachments.add(path)) for path in paths])
-
-    async def attach_from_clipboard(self) -> bool:
-        return await self._add(self.attachments.add_from_clipboard())
-
-    async def _add(self, adding: Awaitable[str]) -> bool:
-        try:
-            remark = await adding
-        except UserError as error:
-            self.notify(one_line(str(error)), title="Not attached", severity="error", markup=False)
-            return False
-        if remark:
-            self.notify(one_line(remark), markup=False)
-        return True
-
-    @on(PromptInput.ImagesDropped)
-    @work
-    async def _images_dropped(self, event: PromptInput.ImagesDropped) -> None:
-        await self.attach(event.paths)
-
-    @work
-    async def _attach_written(self, paths: Sequence[Path], text: str) -> None:
-        """`text` named the paths; it goes back where they cannot be attached."""
-        if not await self.attach(paths):
-            self._prompt.give_back(text)
-
-    @on(PromptInput.PasteAsked)
-    @work
-    async def _paste(self) -> None:
-        """An image on the clipboard goes before text that was copied here, perhaps long ago."""
-        try:
-            await self.attachments.add_from_clipboard()
-        except UserError as error:
-            if self.app.clipboard:
-                self._prompt.paste_text()
-            else:
-                self.notify(one_line(str(error)), markup=False)
-
-    @on(AttachedChip.Removed)
-    def _chip_removed(self, event: AttachedChip.Removed) -> None:
-        self.attachments.remove(event.chip.attachment)
+    @property
+    def asked_model(self) -> ModelInfo | None:
+        return self.controller.loader.model
 
     async def _show_attachments(self) -> None:
-        await self._attachment_bar.show(
-            self.attachments.items, self.attachments.reading, self.controller.loader.model
-        )
-        if self.focused is None:  # it was on a chip that is no longer there
-            self._prompt.focus()
+        await super()._show_attachments()
         self._count_draft()
 
     # Keys and commands
@@ -401,12 +347,6 @@ class ChatScreen(Screen[None]):
         if message := await self.controller.unqueue(number):
             self._give_back(message.text, message.images)
             self._prompt.focus()
-
-    def _give_back(self, text: str, images: tuple[Attachment, ...]) -> None:
-        """Put a message that was not sent back, before what has been written and attached since."""
-        self._prompt.give_back(text)
-        since = [item for item in self.attachments.items if item not in images]
-        self.attachments.put(*images, *since)
 
     async def action_drop_queued(self, number: int) -> None:
         await self.controller.unqueue(number)

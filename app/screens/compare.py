@@ -10,25 +10,27 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
-from textual.screen import Screen
 from textual.widgets import Footer, Static
 
+from ..actions import named
 from ..compare import Comparison, Side
 from ..conversation import Conversation
 from ..events import ControllerEvent, PromptReturned, TurnAdded
 from ..widgets.message import UserMessage
 from ..widgets.prompt import PromptInput
 from ..widgets.side import SideView
+from .attaching import AttachingScreen
 
 _HINT = "Choose a model and a preset on each side (Shift+Tab), and write to both."
 
 
-class CompareScreen(Screen[Conversation | None]):
+class CompareScreen(AttachingScreen[Conversation | None]):
     """Dismisses with the conversation of the reply that the user keeps, or None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+l", "keep(0)", "Keep left"),
         Binding("ctrl+r", "keep(1)", "Keep right"),
+        named("app.images").binding,
         Binding("escape", "back", "Stop, close"),
     ]
     HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (60, "-narrow"), (130, "-wide")]  # noqa: RUF012 - declared so by Textual
@@ -40,7 +42,6 @@ class CompareScreen(Screen[Conversation | None]):
         self._sides = [SideView(side, models, comparison.presets) for side in sides]
         self._plan = Static(id="plan", markup=False)
         self._asked = VerticalScroll(Static(_HINT, classes="hint"), id="asked", can_focus=False)
-        self._prompt = PromptInput()
 
     def compose(self) -> ComposeResult:
         yield self._plan
@@ -48,6 +49,7 @@ class CompareScreen(Screen[Conversation | None]):
         with Horizontal(id="sides"):
             yield from self._sides
         with Vertical(id="composer"):
+            yield self._attachment_bar
             yield self._prompt
         yield Footer(compact=True)
 
@@ -66,20 +68,15 @@ class CompareScreen(Screen[Conversation | None]):
     async def _submit(self, event: PromptInput.Submitted) -> None:
         if self._comparison.running:
             self.notify("The replies are still being written: wait, or stop them with Esc.")
-        elif event.text:
-            self._prompt.sent(event.text)
-            left, right = (view.side for view in self._sides)
-            turn = self._comparison.start(event.text, (left, right), self._told)
-            await self._asked.remove_children()
-            await self._asked.mount(UserMessage(Conversation(), turn))
-
-    @on(PromptInput.ImagesDropped)
-    def _no_images(self) -> None:
-        self.notify("A comparison takes text only.", severity="warning")
-
-    @on(PromptInput.PasteAsked)
-    def _paste(self) -> None:
-        self._prompt.paste_text()
+        elif not self._attach_instead(event.text) and not self._still_reading():
+            images = self.attachments.items
+            if event.text or images:
+                self._prompt.sent(event.text)
+                self.attachments.put()
+                left, right = (view.side for view in self._sides)
+                turn = self._comparison.start(event.text, images, (left, right), self._told)
+                await self._asked.remove_children()
+                await self._asked.mount(UserMessage(Conversation(), turn))
 
     @work(exclusive=True, group="end")
     async def action_back(self) -> None:
@@ -104,8 +101,8 @@ class CompareScreen(Screen[Conversation | None]):
 
     async def _told(self, number: int, event: ControllerEvent) -> None:
         match event:
-            case PromptReturned(text):
-                self._prompt.give_back(text)
+            case PromptReturned(text, None, images):
+                self._give_back(text, images)
             case TurnAdded(reply):
                 await self._sides[number].begin(reply, shared=self._comparison.shared)
             case _:

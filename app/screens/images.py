@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import events, on, work
 from textual.app import ComposeResult
@@ -24,7 +24,7 @@ from ..widgets.graphics import graphics_widget
 from ..widgets.picture import Picture
 
 if TYPE_CHECKING:
-    from .chat import ChatScreen
+    from .attaching import AttachingScreen
 
 _EMPTY = (
     "No image is attached. Drop image files on the terminal, or paste their paths; write /image PATH in the "
@@ -108,7 +108,7 @@ class PreviewScreen(ModalScreen[None]):
 
 
 class ImagesScreen(PreviewScreen):
-    """The panel: works on the attachments of the chat's message."""
+    """The panel: works on the attachments of the message that `target` has."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f", "choose", "File"),
@@ -120,22 +120,22 @@ class ImagesScreen(PreviewScreen):
     ]
     KEYS = "f a file   v the clipboard's image   d removes one   Esc closes"
 
-    def __init__(self, chat: ChatScreen) -> None:
+    def __init__(self, target: AttachingScreen[Any]) -> None:
         super().__init__()
-        self._chat = chat
+        self._target = target
 
     @property
     def images(self) -> Sequence[Attachment]:
-        return self._chat.attachments.items
+        return self._target.attachments.items
 
     @property
     def cost(self) -> str:
-        model = self._chat.controller.loader.model
+        model = self._target.asked_model
         return format_tokens(model.image_tokens) if model and model.sees_images else ""
 
     @property
     def remark(self) -> str:
-        model = self._chat.controller.loader.model
+        model = self._target.asked_model
         remark = "" if self.images else _EMPTY
         if model and not model.sees_images:
             remark += f"\n\n{one_line(model.name)} reads text only: s shows the models that see."
@@ -143,7 +143,7 @@ class ImagesScreen(PreviewScreen):
 
     def action_remove(self) -> None:
         if chosen := self._chosen:
-            self._chat.attachments.remove(chosen)
+            self._target.attachments.remove(chosen)
             self._fill()
 
     @work
@@ -155,27 +155,28 @@ class ImagesScreen(PreviewScreen):
         )
         path = await self.app.push_screen_wait(FileOpen(Path.home(), "Attach an image", filters=images))
         if path is not None:
-            self._see_to(self._chat.attach([path]))
+            self._see_to(self._target.attach([path]))
 
     def action_clipboard(self) -> None:
-        self._see_to(self._chat.attach_from_clipboard())
+        self._see_to(self._target.attach_from_clipboard())
 
     def on_paste(self, event: events.Paste) -> None:
-        self._see_to(self._chat.attach(image_paths(event.text)))
+        self._see_to(self._target.attach(image_paths(event.text)))
 
     def _see_to(self, attaching: Coroutine[None, None, bool]) -> None:
-        """Attach on behalf of the chat: it goes on when the panel is closed before it is done."""
+        """Attach on behalf of that screen: it goes on when the panel is closed before it is done."""
 
         async def attach() -> None:
             await attaching
             if self.is_attached:
                 self._fill()
 
-        self._chat.run_worker(attach())
+        self._target.run_worker(attach())
 
     def action_models(self) -> None:
-        self.dismiss()
-        self.app.call_later(self.app.run_action, "seeing_models")
+        if self._target.asked_model:
+            self.dismiss()
+            self.app.call_later(self.app.run_action, "seeing_models")
 
 
 class SeeingModelsScreen(ModalScreen[str | None]):

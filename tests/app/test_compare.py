@@ -1,10 +1,13 @@
 """Comparing without a screen: what is loaded where and when, what is answered at once, what is saved."""
 
 import asyncio
+import io
 
 import pytest
+from PIL import Image as pillow
 
 from lite_llama.app.archive import Archive
+from lite_llama.app.attachments import attachment_of
 from lite_llama.app.compare import AS_CHAT, Comparison, Side
 from lite_llama.app.compare_models import SHORT_CONTEXT, CompareModels
 from lite_llama.app.database import Database
@@ -13,6 +16,7 @@ from lite_llama.app.fit import fit_together
 from lite_llama.app.loader import ModelLoader
 from lite_llama.app.remote.endpoint import Endpoint, Endpoints
 from lite_llama.app.settings import Settings
+from lite_llama.engine.images import image_of
 from lite_llama.engine.thread import LoadOptions
 from lite_llama.models.errors import UserError
 
@@ -36,9 +40,9 @@ class Bench:
     async def listen(self, number, event):
         self.told[number].append(event)
 
-    def start(self, *sides, prompt="Hi"):
+    def start(self, *sides, prompt="Hi", images=()):
         left, right = (Side(*side) for side in sides)
-        return self.comparison.start(prompt, (left, right), self.listen)
+        return self.comparison.start(prompt, images, (left, right), self.listen)
 
     async def ended(self):
         await self.until(lambda: not self.comparison.running)
@@ -167,6 +171,41 @@ async def test_a_side_can_be_as_the_chat_is(bench, engine):
     await bench.run(("tiny", "default"), ("tiny", "default"))
     assert engine.requests[-1].params.temperature == Settings().temperature
     assert [message.role for message in engine.requests[-1].messages] == ["user"]
+
+
+@pytest.fixture
+def cat():
+    content = io.BytesIO()
+    pillow.new("RGB", (40, 30)).save(content, "PNG")
+    return attachment_of(image_of("cat.png", content.getvalue()))
+
+
+async def test_images_are_for_a_side_that_sees(bench, second_engine, make_model, cat):
+    make_model("llava")
+    second_engine.reply("A cat.")
+    bench.start(("tiny", "default"), ("llava", "default"), images=(cat,))
+    await bench.ended()
+    assert [turn.turn.note for turn in bench.of(0, TurnChanged)] == [
+        "tiny reads text only: choose a model that sees images on this side."
+    ]
+    assert bench.replies[1] == ("A cat.", "complete")
+    (request,) = second_engine.requests
+    assert [image.name for image in request.messages[-1].images] == ["cat.png"]
+    (stored,) = await bench.stored()
+    assert [(turn.text, [image.name for image in turn.images]) for turn in stored.turns] == [
+        ("Hi", ["cat.png"]),
+        ("A cat.", []),
+    ]
+    assert bench.comparison.can_keep(1)
+    assert not bench.comparison.can_keep(0)
+
+
+async def test_images_that_nobody_sees_come_back_with_the_prompt(bench, engine, cat):
+    bench.start(("tiny", "default"), ("tiny", "greedy"), prompt="", images=(cat,))
+    await bench.ended()
+    assert bench.of(0, PromptReturned) == [PromptReturned("", images=(cat,))]
+    assert engine.requests == []
+    assert await bench.stored() == []
 
 
 async def test_two_models_that_fit_stay_loaded_and_answer_in_turn(bench, engine, second_engine):

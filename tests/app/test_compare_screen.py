@@ -3,12 +3,16 @@
 from functools import partial
 
 import pytest
+from PIL import Image as pillow
+from textual import events
 from textual.widgets import Select, Static
 
 from lite_llama.app.compare import Side
 from lite_llama.app.database import Database
 from lite_llama.app.screens.chat import ChatScreen
 from lite_llama.app.screens.compare import CompareScreen
+from lite_llama.app.screens.images import ImagesScreen
+from lite_llama.app.widgets.attachments import AttachedChip, Chip
 from lite_llama.app.widgets.markdown import ReplyMarkdown
 from lite_llama.app.widgets.prompt import PromptInput
 from lite_llama.app.widgets.side import SideView
@@ -87,6 +91,9 @@ class Compare:
     def says(self, selector):
         return str(self.app.screen.query_one(selector, Static).render())
 
+    def chips(self):
+        return [chip.attachment.name for chip in self.app.screen.query(AttachedChip)]
+
     def replies(self):
         return [side.query_one(ReplyMarkdown).source for side in self.sides]
 
@@ -138,6 +145,37 @@ async def test_two_replies_stream_side_by_side_with_their_figures(compare, engin
         await c.closed()
         assert c.chat.shown() == []
         assert engine.loads[1:] == []
+
+
+async def test_both_sides_see_an_image_that_was_dropped(compare, engine, second_engine, make_model, tmp_path):
+    """It becomes a chip; the panel shows it; a refusal gives it back, a reply takes it."""
+    make_model("llava")
+    pillow.new("RGB", (40, 30)).save(tmp_path / "cat.png")
+    async with compare() as c:
+        c.prompt.post_message(events.Paste(str(tmp_path / "cat.png")))
+        await c.until(lambda: c.chips() == ["cat.png"])
+        await c.pilot.press("f4")
+        await c.chat.screen(ImagesScreen)
+        assert [image.name for image in c.app.screen.images] == ["cat.png"]
+        await c.pilot.press("s", "escape")  # there is no one model to choose another one for
+        await c.chat.screen(CompareScreen)
+        await c.choose(1, "tiny", "greedy")
+        await c.send("What is it?")
+        await c.until(lambda: c.prompt.text == "What is it?" and c.chips() == ["cat.png"])
+        assert ["reads text only" in outcome for outcome in c.outcomes()] == [True, True]
+
+        await c.choose(0, "llava")
+        await c.choose(1, "llava", "greedy")
+        for reply in ("A cat.", "A dog."):
+            second_engine.reply(reply)
+            engine.reply(reply)
+        await c.ask("What is it?")
+        assert sorted(c.replies()) == ["A cat.", "A dog."]
+        assert c.chips() == []
+        asked = c.app.screen.query_one("#asked").query(Chip)
+        assert [chip.attachment.name for chip in asked] == ["cat.png"]
+        requests = engine.requests + second_engine.requests
+        assert [[image.name for image in each.messages[-1].images] for each in requests] == [["cat.png"]] * 2
 
 
 async def test_keeping_a_side_goes_on_with_its_model_and_settings(compare, engine, second_engine):
