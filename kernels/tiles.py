@@ -34,11 +34,13 @@ def key(kernel: str, where: Target, dtype: torch.dtype, **shape: int) -> str:
 def choose(name: str, rule: Callable[[], Options], candidates: Callable[[], Iterable[Options]]) -> Options:
     """The measured options of a key, else those of `rule`. Raises ValueError where the user's table is none.
 
-    `candidates`: what a tuner should try.
+    `candidates`: what a tuner should try. Options of other names were measured with another version of the
+    kernel, and count for nothing.
     """
     if _asked is not None:
         _asked[name] = candidates
-    return _table().get(name) or rule()
+    usual, measured = rule(), _table().get(name, {})
+    return measured if measured.keys() == usual.keys() else usual
 
 
 @contextmanager

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from lite_llama.kernels import gemm, gemv, tiles, tuning
-from lite_llama.kernels._triton import target
+from lite_llama.kernels import decode_attention, gemm, gemv, tiles, tuning
+from lite_llama.kernels._triton import Target, target
 
 CPU = torch.device("cpu")
 
@@ -31,6 +31,27 @@ def test_the_users_table_comes_on_top_of_the_rule(own_table):
     assert gemv.tile(*shape) == own
     assert gemv.tile(64, 50, *shape[2:]) == usual
     assert json.loads(own_table.read_text())["other"] == {"BLOCK_N": 1}
+
+
+def test_options_of_another_version_count_for_nothing(own_table):
+    own_table.write_text('{"a": {"N": 8, "AHEAD": 1}, "b": {"N": 8}}')
+    tiles._table.cache_clear()
+    assert tiles.choose("a", lambda: {"N": 4}, list) == {"N": 4}
+    assert tiles.choose("b", lambda: {"N": 4}, list) == {"N": 8}
+
+
+def test_the_packaged_options_are_those_that_the_kernels_have():
+    """Else they would silently count for nothing."""
+    where = Target("sm_90", hip=False, warp_size=32, processors=132, shared_kib=227, pdl=True)
+    rules = {
+        "gemm": gemm.rule(2048, 2048, where, split=True),
+        "gemv": gemv.rule(2048, False, torch.bfloat16, where),
+        "decode_attention": decode_attention.rule(64, torch.bfloat16, where, few=True),
+    }
+    packaged = tiles._read(tiles._PACKAGED)
+    assert {key.split()[1] for key in packaged} == set(rules)
+    for key, options in packaged.items():
+        assert options.keys() == rules[key.split()[1]].keys(), key
 
 
 @pytest.mark.parametrize("text", ["[]", '{"a": 1}', '{"a": {"b": "c"}}', "{"])
@@ -68,7 +89,7 @@ def test_the_fastest_that_runs_is_chosen():
     assert tuning.tune(measure, lines.append) == {"a": {"N": 2}, "b": {"N": 2}}
     assert seen == [(3, 3), (1, 3), (2, 3), (3, 3), (4, 3), (2, 1), (2, 2), (2, 3), (2, 4)]
     assert [line for line in lines if "cannot run (RuntimeError)" in line] == [lines[0], lines[2]]
-    assert tiles.choose("a", dict, list) == {"N": 2}
+    assert tiles.choose("a", lambda: {"N": 3}, list) == {"N": 2}
 
 
 def test_nothing_that_runs_is_an_error():
