@@ -354,8 +354,8 @@ class ModelScreen(ModalScreen[ModelChoice | None]):
     def _filter(self) -> None:
         self._show()
 
-    def on_key(self, event: events.Key) -> None:
-        type_into_field(event, self, self._list, self.query_one("#filter", Input))
+    async def on_key(self, event: events.Key) -> None:
+        await type_into_field(event, self, self._list, self.query_one("#filter", Input))
 
     def action_move(self, step: int) -> None:
         if self.focused is not self._list:

@@ -50,6 +50,8 @@ class ChatList(Vertical):
         super().__init__()
         self._controller = controller
         self._lines: list[Summary | Hit] = []
+        self._searched_for = ""
+        """What `_lines` are of."""
         self._deleted: list[Summary] = []
         """What can be brought back, the last one at the end."""
         self._search = Input(placeholder="Search all chats", compact=True, select_on_focus=False, id="search")
@@ -67,14 +69,15 @@ class ChatList(Vertical):
         self._title.display = False
 
     async def fill(self) -> None:
-        """Read the list again; the cursor stays in its line."""
+        """Read the list again; the cursor stays in its line, unless something else is searched for."""
         text = self._search.value.strip()
+        line = self._options.highlighted or 0 if text == self._searched_for else 0
+        self._searched_for = text
         summaries = await self._controller.archive.summaries()
         words = text.casefold().split()
         self._lines = [each for each in summaries if all(word in each.title.casefold() for word in words)]
         if words:
             self._lines += await self._controller.archive.search(text)
-        line = self._options.highlighted or 0
         self._options.set_options([Option(_entry(each)) for each in self._lines])
         if self._lines:
             self._options.highlighted = min(line, len(self._lines) - 1)
@@ -94,8 +97,8 @@ class ChatList(Vertical):
         await self.fill()
         (self._search if search else self._options).focus()
 
-    def on_key(self, event: events.Key) -> None:
-        type_into_field(event, self.screen, self._options, self._search)
+    async def on_key(self, event: events.Key) -> None:
+        await type_into_field(event, self.screen, self._options, self._search)
 
     def action_leave_search(self) -> None:
         if self._search.has_focus:  # the title is left with Enter or Esc
@@ -104,10 +107,13 @@ class ChatList(Vertical):
     @work(exclusive=True)
     @on(Input.Changed, "#search")
     async def _searched(self) -> None:
-        self._options.highlighted = None
         await self.fill()
 
     @on(Input.Submitted, "#search")
+    async def _open_found(self) -> None:
+        await self.fill()  # what was typed just before may not be searched for yet
+        self._open()
+
     @on(OptionList.OptionSelected)
     def _open(self) -> None:
         if isinstance(chosen := self._chosen, Hit):

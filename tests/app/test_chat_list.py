@@ -114,6 +114,15 @@ async def test_letters_typed_fast_after_the_slash_are_searched_for(chat):
         assert not any(each.pinned for each in c.app.screen.query_one(ChatList)._lines)
 
 
+async def test_enter_opens_what_was_searched_for_however_fast(chat):
+    async with chat() as c:
+        await two_chats(c)
+        assert c.app.controller.conversation.title == "second question"
+        for key in ("slash", *"first", "enter"):
+            c.app.post_message(events.Key(key, "/" if key == "slash" else key if len(key) == 1 else None))
+        await c.until(lambda: c.app.controller.conversation.title == "first question")
+
+
 async def test_escape_leaves_the_sidebar_and_its_search(chat):
     async with chat(size=(120, 30)) as c:
         await c.ask("first question")

@@ -136,6 +136,15 @@ async def test_letters_typed_fast_after_the_slash_filter(host: Any, screen: Any,
     assert app.results == [ModelChoice("load", "gamma")]
 
 
+async def test_enter_loads_what_was_filtered_however_fast(host: Any, screen: Any, models: Paths):
+    app = host(screen("beta"))
+    async with app.run_test() as pilot:
+        for key in ("slash", *"gam", "enter"):
+            app.post_message(events.Key(key, "/" if key == "slash" else key if len(key) == 1 else None))
+        await pilot.pause()
+    assert app.results == [ModelChoice("load", "gamma")]
+
+
 async def test_typing_filters(host: Any, screen: Any, models: Paths):
     app = host(screen("beta"))
     async with app.run_test() as pilot:
