@@ -34,13 +34,11 @@ def key(kernel: str, where: Target, dtype: torch.dtype, **shape: int) -> str:
 def choose(name: str, rule: Callable[[], Options], candidates: Callable[[], Iterable[Options]]) -> Options:
     """The measured options of a key, else those of `rule`. Raises ValueError where the user's table is none.
 
-    `candidates`: what a tuner should try. Options of other names were measured with another version of the
-    kernel, and count for nothing.
+    `candidates`: what a tuner should try.
     """
     if _asked is not None:
         _asked[name] = candidates
-    usual, measured = rule(), _table().get(name, {})
-    return measured if measured.keys() == usual.keys() else usual
+    return _table().get(name) or rule()
 
 
 @contextmanager
@@ -68,8 +66,18 @@ def save(path: Path, options: dict[str, Options]) -> None:
 
 @cache
 def _table() -> dict[str, Options]:
-    own = os.environ.get(VARIABLE)
-    return _read(_PACKAGED) | (_read(Path(own)) if own else {})
+    packaged, own = _read(_PACKAGED), os.environ.get(VARIABLE)
+    return packaged | (_current(_read(Path(own)), packaged) if own else {})
+
+
+def _current(own: dict[str, Options], packaged: dict[str, Options]) -> dict[str, Options]:
+    """Those entries of a user's table whose options have the names that the kernels' options have today."""
+
+    def kernel(name: str) -> list[str]:
+        return name.split()[1:2]
+
+    known = [(kernel(name), options.keys()) for name, options in packaged.items()]
+    return {name: options for name, options in own.items() if (kernel(name), options.keys()) in known}
 
 
 def _read(path: Path) -> dict[str, Options]:

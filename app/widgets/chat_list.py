@@ -71,13 +71,13 @@ class ChatList(Vertical):
     async def fill(self) -> None:
         """Read the list again; the cursor stays in its line, unless something else is searched for."""
         text = self._search.value.strip()
-        line = self._options.highlighted or 0 if text == self._searched_for else 0
-        self._searched_for = text
         summaries = await self._controller.archive.summaries()
         words = text.casefold().split()
         self._lines = [each for each in summaries if all(word in each.title.casefold() for word in words)]
         if words:
             self._lines += await self._controller.archive.search(text)
+        line = self._options.highlighted or 0 if text == self._searched_for else 0
+        self._searched_for = text
         self._options.set_options([Option(_entry(each)) for each in self._lines])
         if self._lines:
             self._options.highlighted = min(line, len(self._lines) - 1)

@@ -34,14 +34,21 @@ def test_the_users_table_comes_on_top_of_the_rule(own_table):
 
 
 def test_options_of_another_version_count_for_nothing(own_table):
-    own_table.write_text('{"a": {"N": 8, "AHEAD": 1}, "b": {"N": 8}}')
-    tiles._table.cache_clear()
-    assert tiles.choose("a", lambda: {"N": 4}, list) == {"N": 4}
-    assert tiles.choose("b", lambda: {"N": 4}, list) == {"N": 8}
+    shape = 64, 48, torch.float16, target(CPU)
+    with tiles.asked() as asked:
+        usual = gemm.tile(*shape, split=True)
+    (mine,) = asked
+    packaged = next(key for key in tiles._table() if " gemm " in key)
+    measured = tiles._table()[packaged]
+    for old, used in (({"AHEAD": 0, "BLOCK_N": 16}, {}), (usual | {"BLOCK_N": 16}, {"BLOCK_N": 16})):
+        tiles.save(own_table, {mine: old, packaged: old})
+        tiles._table.cache_clear()
+        assert gemm.tile(*shape, split=True) == usual | used
+        assert tiles._table()[packaged] == (old if used else measured)
 
 
 def test_the_packaged_options_are_those_that_the_kernels_have():
-    """Else they would silently count for nothing."""
+    """And so tell which entries of a user's table are of today's kernels."""
     where = Target("sm_90", hip=False, warp_size=32, processors=132, shared_kib=227, pdl=True)
     rules = {
         "gemm": gemm.rule(2048, 2048, where, split=True),
@@ -89,7 +96,7 @@ def test_the_fastest_that_runs_is_chosen():
     assert tuning.tune(measure, lines.append) == {"a": {"N": 2}, "b": {"N": 2}}
     assert seen == [(3, 3), (1, 3), (2, 3), (3, 3), (4, 3), (2, 1), (2, 2), (2, 3), (2, 4)]
     assert [line for line in lines if "cannot run (RuntimeError)" in line] == [lines[0], lines[2]]
-    assert tiles.choose("a", lambda: {"N": 3}, list) == {"N": 2}
+    assert tiles.choose("a", dict, list) == {"N": 2}
 
 
 def test_nothing_that_runs_is_an_error():
