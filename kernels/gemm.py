@@ -22,6 +22,8 @@ from .tiles import Options
 
 MAX_ROWS = 64
 """Tokens up to which this kernel is used; beyond, arithmetic counts and a GEMM library is at home."""
+NARROW_ROWS = 32
+"""Tokens beyond which tiles of their own may be faster: each tile of weights meets more tokens."""
 
 
 @triton.jit
@@ -93,17 +95,30 @@ def _gemm_kernel(
     tl.store(out, y.to(out_ptr.dtype.element_ty), mask)
 
 
-def tile(inputs: int, outputs: int, dtype: torch.dtype, where: Target, *, split: bool) -> Options:
-    """The kernel's options, with the SLICE of K of one program, for any number of tokens.
+def tile(
+    inputs: int, outputs: int, dtype: torch.dtype, where: Target, *, split: bool, wide: bool = False
+) -> Options:
+    """The kernel's options, with the SLICE of K of one program.
 
     `outputs` counts rows of weights. With `split`, K is cut until there is a program for nearly every
-    processor, but into slices of at least 256. EARLY: the next kernel may start at once.
+    processor, but into slices of at least 256. EARLY: the next kernel may start at once. `wide`: for more
+    than NARROW_ROWS tokens; the SLICE is the same, since that alone decides in which order sums are taken.
     """
-    return tiles.choose(
-        tiles.key("gemm", where, dtype, inputs=inputs, outputs=outputs, split=int(split)),
+    shape = {"inputs": inputs, "outputs": outputs, "split": int(split)}
+    narrow = tiles.choose(
+        tiles.key("gemm", where, dtype, **shape),
         lambda: rule(inputs, outputs, where, split=split),
         lambda: candidates(inputs, outputs, where, split=split),
     )
+    if not wide:
+        return narrow
+
+    def same_slice() -> Iterator[Options]:
+        wanted = tile(inputs, outputs, dtype, where, split=split)["SLICE"]
+        return (each for each in candidates(inputs, outputs, where, split=split) if each["SLICE"] == wanted)
+
+    found = tiles.choose(tiles.key("gemm", where, dtype, **shape, wide=1), lambda: narrow, same_slice)
+    return found if found["SLICE"] == narrow["SLICE"] else narrow
 
 
 def rule(inputs: int, outputs: int, where: Target, *, split: bool) -> Options:
@@ -173,7 +188,8 @@ def gemm(
     weight_rows = weight.shape[0]
     outputs = weight_rows // 2 if gated else weight_rows
     where = target(x.device)
-    options = dict(tile(inputs, weight_rows, weight.dtype, where, split=split))
+    wide = rows > NARROW_ROWS
+    options = dict(tile(inputs, weight_rows, weight.dtype, where, split=split, wide=wide))
     splits = triton.cdiv(inputs, options["SLICE"])
     chain = where.chain(early=bool(options.pop("EARLY")))
     out = x.new_empty((splits, rows, outputs), dtype=torch.float32 if splits > 1 else dtype)
