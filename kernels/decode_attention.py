@@ -234,7 +234,7 @@ def _decode_attention_kernel(
     compiler moves ahead of it.
     """
     start_dependents(PDL)
-    sequence, kv_head, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    kv_head, sequence, share = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     shares = tl.num_programs(2)
     # Nothing up to `await_previous` is written by this step's kernels: the lengths, the pages, the old keys.
     position = tl.load(positions_ptr + sequence).to(tl.int32)
@@ -471,7 +471,7 @@ def triton_decode_attention(
     shares = share_count(batch, kv_heads, options.pop("PROGRAMS"), where)
     chain = {"PDL": 0} if one_sequence else where.chain(early=True)
     launch = partial(
-        _decode_attention_kernel[(batch, kv_heads, shares)],
+        _decode_attention_kernel[(kv_heads, batch, shares)],
         qkv, positions, slots, page_table, cos, sin, q_norm, k_norm, k_cache, v_cache,
         space.partial, space.sum, space.max, space.arrived, out,
         scale * math.log2(math.e), eps, qkv.stride(0), page_table.stride(0),
