@@ -142,7 +142,7 @@ def tile_launches(target: Target) -> Iterator[tuple[str, Callable[[], object]]]:
             x = torch.empty(1, shape["inputs"], dtype=dtype)
             yield key, partial(gemv.gemv, x, weight, gated=gated)
         else:
-            x = torch.empty(64, shape["inputs"], dtype=dtype)
+            x = torch.empty(64 if shape.get("wide") else 16, shape["inputs"], dtype=dtype)
             yield key, partial(gemm.gemm, x, weight, split=bool(shape["split"]))
 
 

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lite_llama.kernels import Hidden, gemm, linear
+from lite_llama.kernels import Hidden, gemm, linear, tiles
+from lite_llama.kernels._triton import target
 from lite_llama.kernels.operators import triton_operators
 
 EPS = 1e-5
@@ -134,6 +135,18 @@ def test_a_tokens_sums_do_not_depend_on_the_others(column):
     for rows in (slice(3, 4), slice(0, 2), slice(5, 21), slice(20, 60)):
         for part, whole in zip(results(rows), together, strict=True):
             assert torch.equal(part, whole[rows])
+
+
+def test_tiles_of_many_tokens_take_the_same_sums(column):
+    """Bit for bit those of few tokens, with every pair of tiles that was measured for this GPU."""
+    if column.device.type == "cpu" or column.dtype != torch.bfloat16:
+        pytest.skip("tiles are measured on GPUs, in bf16")
+    start = f"{target(column.device).arch} gemm bfloat16 "
+    for key in [key for key in tiles._table() if key.startswith(start) and key.endswith(" wide=1")]:
+        inputs, outputs, split, _ = (int(part.partition("=")[2]) for part in key.split()[3:])
+        x, weight = column.randn(64, inputs), column.randn(outputs, inputs)
+        many, few = (gemm.gemm(rows, weight, split=bool(split)) for rows in (x, x[:20]))
+        assert torch.equal(many[:, :20], few), key
 
 
 @pytest.mark.parametrize("hardware", [False, True])

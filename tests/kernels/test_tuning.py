@@ -61,6 +61,22 @@ def test_the_packaged_options_are_those_that_the_kernels_have():
         assert options.keys() == rules[key.split()[1]].keys(), key
 
 
+def test_many_tokens_have_tiles_of_their_own_that_take_the_same_sums(own_table):
+    shape = 64, 48, torch.float16, target(CPU)
+    with tiles.asked() as asked:
+        usual = gemm.tile(*shape, split=True, wide=True)
+    narrow, wide = asked
+    assert usual == gemm.tile(*shape, split=True)
+    other = usual | {"SLICE": 2 * usual["SLICE"]}
+    own = other | {"STAGES": 1}
+    for measured, used in (({wide: own}, usual), ({narrow: other, wide: own}, own)):
+        tiles.save(own_table, measured)
+        tiles._table.cache_clear()
+        assert gemm.tile(*shape, split=True, wide=True) == used
+    assert gemm.tile(*shape, split=True) == other
+    assert {options["SLICE"] for options in asked[wide]()} <= {other["SLICE"]}
+
+
 @pytest.mark.parametrize("text", ["[]", '{"a": 1}', '{"a": {"b": "c"}}', "{"])
 def test_a_broken_table_is_named(own_table, text):
     own_table.write_text(text)
