@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -76,6 +77,12 @@ class Attachments:
         """The same for an image on the clipboard."""
         return await self._add(_clipboard_image)
 
+    async def restore(self, read: Callable[[], tuple[Attachment, ...]]) -> None:
+        """Attach what `read` returns, before what there is."""
+        with self._announced():
+            found = await asyncio.to_thread(read)
+        self.put(*found, *(item for item in self.items if item not in found))
+
     def remove(self, attachment: Attachment) -> None:
         self.put(*(item for item in self.items if item is not attachment))
 
@@ -85,18 +92,23 @@ class Attachments:
         self._changed()
 
     async def _add(self, read: Callable[[], Image]) -> str:
-        self.reading += 1
-        self._changed()
-        try:
+        with self._announced():
             async with self._one_at_a_time:
                 attachment = await asyncio.to_thread(lambda: attachment_of(read()))
-        finally:
-            self.reading -= 1
-            self._changed()
         if any(item.sha256 == attachment.sha256 for item in self.items):
             return f"{attachment.name} is attached already."
         self.put(*self.items, attachment)
         return attachment.image.note if attachment.image else ""
+
+    @contextmanager
+    def _announced(self) -> Iterator[None]:
+        self.reading += 1
+        self._changed()
+        try:
+            yield
+        finally:
+            self.reading -= 1
+            self._changed()
 
 
 def _clipboard_image() -> Image:

@@ -1,56 +1,91 @@
-"""What stands in the prompt and was not sent: it is there again at the next start, however this one ended."""
+"""What stands in the prompt and was not sent, images included: it is there again at the next start."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import threading
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ..models.errors import UserError
+from .attachments import Attachment
 from .files import replace_file
+from .image_store import ImageStore
 from .text import inert
 
 log = logging.getLogger(__name__)
+
+Images = tuple[Attachment, ...]
 
 
 class Draft:
     """The file that holds it. Of several instances of the app that run at once, only the first keeps one."""
 
     def __init__(self, path: Path) -> None:
+        """The copies of the images are in a directory beside the file at `path`."""
         self._path = path
+        self._copies = ImageStore(path.with_name(f"{path.stem}-images"))
         self._lock = FileLock(path.with_name(f"{path.name}.lock"), thread_local=False)
-        self.kept = ""
-        """What the file has."""
+        self.kept: tuple[str, Images] = "", ()
+        """What the file has: the text, and the images, which may be known by name alone."""
         self._one_write = threading.Lock()
 
     def read(self) -> str:
-        """What the last start left behind; empty where there is nothing, or another instance has it."""
+        """The text that the last start left behind; empty where there is none, or another instance has it."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)
-            self.kept = inert(self._path.read_text(encoding="utf-8"))
+            self.kept = _parsed(self._path.read_text(encoding="utf-8"))
         except (Timeout, OSError, ValueError):
-            self.kept = ""
-        return self.kept
+            self.kept = "", ()
+        return self.kept[0]
 
-    def keep(self, text: str) -> None:
-        """Save the text, from any thread; at most a line in the log says that it cannot be."""
+    def read_images(self) -> Images:
+        """Its images, without those whose copy is gone. Decodes them: not for the event loop."""
+        found = (self._copies.get(attachment) for attachment in self.kept[1])
+        return tuple(attachment for attachment in found if attachment.image)
+
+    def keep(self, text: str, images: Images) -> None:
+        """Save them, from any thread; at most a line in the log says that it cannot be."""
         with self._one_write:
-            if text == self.kept or not self._lock.is_locked:
+            if (text, images) == self.kept or not self._lock.is_locked:
                 return
             try:
-                if text:
-                    replace_file(self._path, text.encode("utf-8", "replace"))
+                for image in images:
+                    self._copies.put(image)
+                if text or images:
+                    replace_file(self._path, _written(text, images))
                 else:
                     self._path.unlink(missing_ok=True)
-                self.kept = text
-            except OSError as error:
-                log.warning("the text in the prompt is not saved: %s", error)
+                self.kept = text, images
+                self._copies.sweep({image.sha256 for image in images})
+            except (OSError, UserError) as error:
+                log.warning("what is in the prompt is not saved: %s", error)
 
-    def close(self, text: str) -> None:
-        """Save the text for the next start, and let another instance have the file."""
-        self.keep(text)
+    def close(self, text: str, images: Images) -> None:
+        """Save them for the next start, and let another instance have the file."""
+        self.keep(text, images)
         with contextlib.suppress(OSError):
             self._lock.release()
+
+
+def _written(text: str, images: Images) -> bytes:
+    known = [{"name": image.name, "size": image.size, "sha256": image.sha256} for image in images]
+    return json.dumps({"text": text, "images": known}, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def _parsed(content: str) -> tuple[str, Images]:
+    """What `_written` made. Raises ValueError for anything else."""
+    try:
+        known = json.loads(content)
+        images = [
+            Attachment(inert(image["name"]), (int(image["size"][0]), int(image["size"][1])), image["sha256"])
+            for image in known["images"]
+            if set(image["sha256"]) <= set("0123456789abcdef")  # the name of a file
+        ]
+        return inert(known["text"]), tuple(images)
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ValueError(f"no draft: {error!r}") from None

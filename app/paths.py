@@ -34,8 +34,8 @@ class Paths:
 
     @property
     def draft(self) -> Path:
-        """What stood in the prompt and was not sent."""
-        return self.data / "draft.txt"
+        """What stood in the prompt and was not sent; its images are in a directory beside it."""
+        return self.data / "draft.json"
 
     @property
     def settings(self) -> Path:

@@ -78,6 +78,8 @@ class ChatScreen(AttachingScreen[None]):
         super().__init__()
         self.controller = controller
         self._unsent = draft
+        self._draft_is_read = False
+        """Whether its images are attached."""
         self._without_model = False  # told so; at the start it is only not known yet
         self._edited: Turn | None = None
         """The turn whose new version is in the prompt."""
@@ -114,8 +116,8 @@ class ChatScreen(AttachingScreen[None]):
     def on_mount(self) -> None:
         self._prompt.focus()
         self._prompt.show(self._unsent.read())
+        self._read_draft()
         self.set_interval(LOAD_EVERY_S, self._show_load)
-        self.set_interval(DRAFT_EVERY_S, self._keep_draft)
 
     @property
     def _typed(self) -> str:
@@ -125,14 +127,22 @@ class ChatScreen(AttachingScreen[None]):
         edit = self._prompt.text if self._prompt.text != self._edited.text else ""
         return "\n\n".join(text for text in (self._draft, edit) if text)
 
+    @work
+    async def _read_draft(self) -> None:
+        if self._unsent.kept[1]:
+            await self.attachments.restore(self._unsent.read_images)
+        self._draft_is_read = True
+        self.set_interval(DRAFT_EVERY_S, self._keep_draft)
+
     def _keep_draft(self) -> None:
-        text = self._typed
-        if text != self._unsent.kept and not self.editing.locked():  # else it is in the editor
-            self.run_worker(asyncio.to_thread(self._unsent.keep, text), group="draft", exclusive=True)
+        draft = self._typed, self.attachments.items
+        if draft != self._unsent.kept and not self.editing.locked():  # else it is in the editor
+            self.run_worker(asyncio.to_thread(self._unsent.keep, *draft), group="draft", exclusive=True)
 
     def close_draft(self) -> None:
         """Keep what is in the prompt for the next start."""
-        self._unsent.close(self._typed)
+        images = self.attachments.items if self._draft_is_read else self._unsent.kept[1]
+        self._unsent.close(self._typed, images)
 
     @work(exclusive=True, group="load")
     async def _show_load(self) -> None:

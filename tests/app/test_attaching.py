@@ -19,7 +19,7 @@ from PIL import ImageGrab
 from textual import events
 from textual.widgets import Input, OptionList, Static
 
-from lite_llama.app import attachments
+from lite_llama.app import attachments, image_store
 from lite_llama.app.database import Database
 from lite_llama.app.screens.images import ImagesScreen, PreviewScreen, SeeingModelsScreen
 from lite_llama.app.widgets.attachments import AttachedChip, AttachmentBar, Chip
@@ -516,6 +516,67 @@ async def test_a_queued_message_and_its_images_survive_a_kill_and_come_back_to_t
         await c.pilot.press("enter")
         await c.until(lambda: len(engine.requests) == 2)
         assert answered(engine)[-1] == ["cat.png", "dog.png"]
+
+
+async def test_images_that_were_not_sent_are_there_at_the_next_start(chat, draw, engine, paths):
+    """Also after a kill, without their files; they stand before what is attached meanwhile."""
+    files = [draw("a.png"), draw("bb.png"), draw("ccc.png")]
+    async with chat() as c:
+        await c.attach(*files)
+        await c.send("")
+        await c.replied()
+        await c.attach(*files[:2])
+        await c.pilot.press(*"hm")
+        await c.until(lambda: paths.draft.exists() and '"hm"' in paths.draft.read_text(encoding="utf-8"))
+        killed = paths.data.with_name("killed")  # the files as a kill -9 leaves them
+        shutil.copytree(paths.data, killed)
+        await c.pilot.click(c.main.query(".remove").first())
+        c.prompt.text = ""
+    shutil.rmtree(paths.data)
+    killed.rename(paths.data)
+    for path in files[:2]:
+        path.unlink()
+    async with chat() as c:
+        await c.until(lambda: len(c.chips()) == 2)
+        await c.attach(files[2])
+        assert [name for name, *_ in c.chips()] == ["a.png", "bb.png", "ccc.png"]
+        assert c.prompt.text == "hm"
+        await c.pilot.press("enter")
+        await c.until(lambda: len(engine.requests) == 2)
+        assert answered(engine)[-1] == ["a.png", "bb.png", "ccc.png"]
+        await c.until(lambda: not paths.draft.exists())
+    async with chat() as c:
+        assert c.prompt.text == ""
+        assert c.chips() == []
+
+
+async def test_an_app_that_ends_before_it_has_read_the_images_of_its_draft_keeps_them(
+    chat, draw, paths, monkeypatch
+):
+    async with chat() as c:
+        await c.attach(draw())
+    held = threading.Event()
+    make = image_store.attachment_of
+    monkeypatch.setattr(image_store, "attachment_of", lambda image: (held.wait(20), make(image))[1])
+    async with chat() as c:
+        await c.until(lambda: c.remark() == "Reading 1 image…")
+        await c.pilot.press(*"hm", "enter")
+        assert c.prompt.text == "hm"
+        assert "still being read" in c.notices()[-1]
+    held.set()
+    async with chat() as c:
+        await c.until(lambda: [name for name, *_ in c.chips()] == ["cat.png"])
+        assert c.prompt.text == "hm"
+
+
+async def test_an_image_of_a_draft_whose_copy_is_gone_is_left_out(chat, draw, paths):
+    async with chat() as c:
+        await c.attach(draw("a.png"), draw("bb.png"))
+        digest = c.main.attachments.items[0].sha256
+    (paths.draft.with_name("draft-images") / digest).unlink()
+    async with chat() as c:
+        await c.until(lambda: [name for name, *_ in c.chips()] == ["bb.png"])
+        await c.until(lambda: digest not in paths.draft.read_text(encoding="utf-8"))
 
 
 async def test_a_queued_message_with_images_is_kept_from_a_model_that_does_not_see(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sqlite3
@@ -715,16 +716,21 @@ def test_the_app_is_there_without_torch():
     assert result.stdout.strip() == "[]"
 
 
+def unsent(paths) -> str | None:
+    """What is kept of the prompt."""
+    return json.loads(paths.draft.read_text(encoding="utf-8"))["text"] if paths.draft.exists() else None
+
+
 async def test_what_was_not_sent_is_there_at_the_next_start(chat, paths):
     async with chat() as c:
         c.prompt.text = "A question\nof two lines"
         await c.until(paths.draft.exists)
-        assert paths.draft.read_text(encoding="utf-8") == "A question\nof two lines"
+        assert unsent(paths) == "A question\nof two lines"
         async with chat() as other:  # the first one has it
             assert other.prompt.text == ""
             other.prompt.text = "Another"
             await other.pilot.pause(1.2)
-        assert paths.draft.read_text(encoding="utf-8") == "A question\nof two lines"
+        assert unsent(paths) == "A question\nof two lines"
     async with chat() as c:
         assert c.prompt.text == "A question\nof two lines"
         await c.pilot.press("enter")
@@ -734,13 +740,26 @@ async def test_what_was_not_sent_is_there_at_the_next_start(chat, paths):
         assert c.prompt.text == ""
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff", b"[]", b'{"text": 1, "images": []}', b'{"text": "a"}', b'{"text": "a", "images": [{}]}'],
+)
+async def test_a_draft_that_is_none_is_passed_over(chat, paths, content):
+    paths.draft.parent.mkdir(parents=True, exist_ok=True)
+    paths.draft.write_bytes(content)
+    async with chat() as c:
+        assert c.prompt.text == ""
+        c.prompt.text = "A question"
+        await c.until(lambda: b"A question" in paths.draft.read_bytes())
+
+
 async def test_what_is_typed_and_what_is_edited_are_both_there_at_the_next_start(chat, paths):
     async with chat() as c:
         await c.ask("first")
         c.prompt.text = "a draft"
         await c.pilot.press("alt+up", "up", "e")
         await c.until(lambda: c.prompt.text == "first")
-        await c.until(lambda: paths.draft.exists() and paths.draft.read_text(encoding="utf-8") == "a draft")
+        await c.until(lambda: paths.draft.exists() and unsent(paths) == "a draft")
         await c.pilot.press(*" one")
     async with chat() as c:
         assert c.prompt.text == "a draft\n\nfirst one"

@@ -453,7 +453,7 @@ def test_a_kill_keeps_what_was_not_sent(terminal, home, paths):
     terminal.wait_for("Ready", seconds=40)
     terminal.type("\x11")
     assert terminal.wait() == 0
-    assert paths.draft.read_text(encoding="utf-8") == "half-a-question"
+    assert json.loads(paths.draft.read_text(encoding="utf-8"))["text"] == "half-a-question"
 
 
 def test_fifty_kills_lose_nothing_but_the_last_second(tmp_path, make_model, paths):
