@@ -199,6 +199,8 @@ class Comparison:
         try:
             if not self._stopped:
                 await self._write(number, await self.models.have(side.model, plan, tell), tell)
+                if reply.figures is not None and reply.status != "error" and not plan.at_once:
+                    await self.models.remember_speed(side.model, reply.figures)
         except Refused as refused:
             why = refused.why.text if isinstance(refused.why, Told) else INTERNAL_ERROR
             reply.status, reply.note = "error", why

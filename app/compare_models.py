@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..engine.events import LoadFailed, LoadProgress
+from ..engine.events import LoadFailed, LoadProgress, Usage
 from ..models.errors import UserError
 from .events import Listener, ModelLoading
 from .library import scan
@@ -141,6 +141,10 @@ class CompareModels:
                     await self._drop(name)
                 await self._load(name, plan, tell)
             return self._held[name]
+
+    async def remember_speed(self, name: str, usage: Usage) -> None:
+        """Note for the list of models how fast `name` wrote by itself."""
+        await self._loader.remember_speed(name, usage)
 
     async def _load(self, name: str, plan: Plan, tell: Listener) -> None:
         engine: Backend[Any]

@@ -13,6 +13,7 @@ from lite_llama.app.compare_models import SHORT_CONTEXT, CompareModels
 from lite_llama.app.database import Database
 from lite_llama.app.events import PromptReturned, TextAdded, Told, TurnAdded, TurnChanged
 from lite_llama.app.fit import fit_together
+from lite_llama.app.library import last_speed
 from lite_llama.app.loader import ModelLoader
 from lite_llama.app.remote.endpoint import Endpoint, Endpoints
 from lite_llama.app.settings import Settings
@@ -135,6 +136,7 @@ async def test_two_settings_are_two_requests_in_one_engine_at_once(bench, engine
     assert left.messages == right.messages
     await bench.until(lambda: engine.release() or not bench.comparison.running)
     assert bench.replies == [("Cold and calm.", "complete"), ("Warm.", "complete")]
+    assert last_speed(bench.loader.models_dir / "tiny") is None  # it was that of two together
     assert [type(events[0]) for events in bench.told] == [TurnAdded, TurnAdded]
     assert engine.loads == second_engine.loads == []
     assert "Both at once" in await bench.why("tiny", "tiny")
@@ -209,8 +211,8 @@ async def test_images_that_nobody_sees_come_back_with_the_prompt(bench, engine, 
 
 
 async def test_two_models_that_fit_stay_loaded_and_answer_in_turn(bench, engine, second_engine):
-    engine.reply("From tiny.", hold_after=0)
-    second_engine.reply("From other.")
+    engine.reply("From ", "tiny.", hold_after=0)
+    second_engine.reply("From ", "other.")
     bench.start(("other", "default"), ("tiny", "default"))
     await bench.until(lambda: engine.requests)  # the one that is loaded goes first
     await asyncio.sleep(0.05)
@@ -218,6 +220,7 @@ async def test_two_models_that_fit_stay_loaded_and_answer_in_turn(bench, engine,
     engine.release()
     await bench.ended()
     assert bench.replies == [("From other.", "complete"), ("From tiny.", "complete")]
+    assert [last_speed(bench.loader.models_dir / name) for name in ("tiny", "other")] == [20.0, 20.0]
     assert loads(engine) == []
     assert loads(second_engine) == [("other", None)]
     await bench.run(("other", "default"), ("tiny", "default"))
