@@ -21,27 +21,49 @@ log = logging.getLogger(__name__)
 Images = tuple[Attachment, ...]
 
 
+MOST = 9
+"""Instances of the app at once that keep what is in their prompts."""
+
+
 class Draft:
-    """The file that holds it. Of several instances of the app that run at once, only the first keeps one."""
+    """A file that holds it. Each instance of the app that runs has one for itself."""
 
     def __init__(self, path: Path) -> None:
-        """The copies of the images are in a directory beside the file at `path`."""
+        """`path` is the first instance's file. The copies of a file's images are in a directory beside it."""
+        self.kept: tuple[str, Images] = "", ()
+        """What the file has: the text, and the images, which may be known by name alone."""
+        self._paths = [path, *(path.with_stem(f"{path.stem}-{number}") for number in range(2, MOST + 1))]
+        self._one_write = threading.Lock()
+        self._take(path)
+
+    def _take(self, path: Path) -> None:
         self._path = path
         self._copies = ImageStore(path.with_name(f"{path.stem}-images"))
         self._lock = FileLock(path.with_name(f"{path.name}.lock"), thread_local=False)
-        self.kept: tuple[str, Images] = "", ()
-        """What the file has: the text, and the images, which may be known by name alone."""
-        self._one_write = threading.Lock()
 
     def read(self) -> str:
-        """The text that the last start left behind; empty where there is none, or another instance has it."""
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(blocking=False)
-            self.kept = _parsed(self._path.read_text(encoding="utf-8"))
-        except (Timeout, OSError, ValueError):
-            self.kept = "", ()
-        return self.kept[0]
+        """The text that an instance left behind which runs no more; mostly empty."""
+        free = None
+        for path in self._paths:
+            if free is not None and not path.exists():
+                continue
+            self._take(path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire(blocking=False)
+            except (Timeout, OSError):
+                continue
+            with contextlib.suppress(OSError, ValueError):
+                self.kept = _parsed(path.read_text(encoding="utf-8"))
+            if any(self.kept):
+                return self.kept[0]
+            self._lock.release()
+            free = free or path
+        if free is not None:
+            self._take(free)
+            with contextlib.suppress(Timeout, OSError):  # then nothing is kept
+                self._lock.acquire(blocking=False)
+        return ""
 
     def read_images(self) -> Images:
         """Its images, without those whose copy is gone. Decodes them: not for the event loop."""

@@ -726,11 +726,6 @@ async def test_what_was_not_sent_is_there_at_the_next_start(chat, paths):
         c.prompt.text = "A question\nof two lines"
         await c.until(paths.draft.exists)
         assert unsent(paths) == "A question\nof two lines"
-        async with chat() as other:  # the first one has it
-            assert other.prompt.text == ""
-            other.prompt.text = "Another"
-            await other.pilot.pause(1.2)
-        assert unsent(paths) == "A question\nof two lines"
     async with chat() as c:
         assert c.prompt.text == "A question\nof two lines"
         await c.pilot.press("enter")
@@ -738,6 +733,22 @@ async def test_what_was_not_sent_is_there_at_the_next_start(chat, paths):
         await c.until(lambda: not paths.draft.exists())
     async with chat() as c:
         assert c.prompt.text == ""
+
+
+async def test_each_instance_keeps_what_was_not_sent(chat, paths):
+    async with chat() as c:
+        c.prompt.text = "First"
+        async with chat() as other:
+            assert other.prompt.text == ""
+            other.prompt.text = "Second"
+        await c.until(lambda: unsent(paths) == "First")
+        async with chat() as other:
+            assert other.prompt.text == "Second"
+        c.prompt.text = ""
+    async with chat() as c:  # of whichever instance it was
+        assert c.prompt.text == "Second"
+        async with chat() as other:
+            assert other.prompt.text == ""
 
 
 @pytest.mark.parametrize(
