@@ -75,6 +75,8 @@ async def ready(app, pilot, until):
 
 async def test_an_endpoint_is_added_by_keys_and_answers(paths, demo_server, until):
     paths.data.mkdir()
+    paths.settings.parent.mkdir(parents=True, exist_ok=True)
+    paths.settings.write_text("temperature = 0\nmax_gen_len = 40\n")
     app = LiteLlamaApp(paths, create_engine=no_engine)
     Endpoints(paths.endpoints).save(Endpoint("other", "http://127.0.0.1:9", "m"))
     async with app.run_test(size=(100, 30)) as pilot:
