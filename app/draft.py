@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 Images = tuple[Attachment, ...]
 
-
 MOST = 9
 """Instances of the app at once that keep what is in their prompts."""
 

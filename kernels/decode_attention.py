@@ -223,7 +223,9 @@ def _decode_attention_kernel(
     HALF_PAD: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
     MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, SHARED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One program (sequence, key/value head, share): every num_programs(2)-th split of the sequence.
+    """One program (key/value head, sequence, share): every num_programs(2)-th split of the sequence.
+
+    Heads come first: programs that run together then read whole rows of the caches.
 
     Tensors as in `reference`; part_stride: elements of one part of qkv. Scratch: partial [B, Hq, MAX_SPLITS,
     D], sum and max [B, Hq, MAX_SPLITS] in fp32 hold each split's softmax state; arrived [B, Hk] int32 is
