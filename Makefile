@@ -17,16 +17,18 @@ chat: $(STAMP)            ## set up and open the app
 test: $(DEV_STAMP) lint   ## set up and run lint, types and tests
 	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not gpu" $(PYTEST_ARGS)
 
+# Where nothing can be installed, with the Python that has PyTorch.
+GPU_PYTEST = $(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m pytest -m gpu
+gpu-test gpu-sanitize: export PYTHONPATH := .cache/import
 gpu-test: $(LINK)         ## kernel and engine tests that need a GPU
-	PYTHONPATH=.cache/import $(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m pytest -m gpu tests/kernels tests/engine $(PYTEST_ARGS)
+	$(GPU_PYTEST) tests/kernels tests/engine $(PYTEST_ARGS)
 
 # Without PyTorch's own memory pools, so that a write past a tensor is seen. Our kernels alone, whose names begin so:
 # what PyTorch launches for the expected results takes long to check. The linear layers of 65 tokens are cuBLAS's, which
 # has hazards of its own and cannot run beside kernels that racecheck watches.
 SANITIZE := --error-exitcode 9 --target-processes application-only --kernel-name 'regex=^_[a-z]'
-SANITIZE_TESTS := $(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m pytest -q -m gpu $(or $(PYTEST_ARGS),tests/kernels)
+SANITIZE_TESTS = $(GPU_PYTEST) -q $(or $(PYTEST_ARGS),tests/kernels)
 gpu-sanitize: export PYTORCH_NO_CUDA_MEMORY_CACHING := 1
-gpu-sanitize: export PYTHONPATH := .cache/import
 gpu-sanitize: $(LINK)     ## kernel tests under NVIDIA's memory and race checkers
 	compute-sanitizer --tool memcheck $(SANITIZE) $(SANITIZE_TESTS) -k "not graph"
 	compute-sanitizer --tool racecheck $(SANITIZE) $(SANITIZE_TESTS) -k "not graph and not 65"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core.core_schema import AnySchema, any_schema
 
@@ -49,6 +49,21 @@ class Attachment:
 def images_of(attachments: Iterable[Attachment]) -> tuple[Image, ...]:
     """Those whose files are still there."""
     return tuple(attachment.image for attachment in attachments if attachment.image)
+
+
+def entries_of(attachments: Iterable[Attachment]) -> list[dict[str, Any]]:
+    """What is written of them beside an image store, which has their content."""
+    return [
+        {"name": each.name, "sha256": each.sha256, "width": each.size[0], "height": each.size[1]}
+        for each in attachments
+    ]
+
+
+def of_entries(entries: Iterable[Mapping[str, Any]]) -> tuple[Attachment, ...]:
+    """The attachments, without their images, of what `entries_of` gave."""
+    return tuple(
+        Attachment(entry["name"], (entry["width"], entry["height"]), entry["sha256"]) for entry in entries
+    )
 
 
 def attachment_of(image: Image) -> Attachment:

@@ -17,7 +17,7 @@ import aiosqlite
 from ..engine.events import Thinking, Usage
 from ..engine.request import Role
 from ..models.errors import UserError
-from .attachments import Attachment
+from .attachments import Attachment, entries_of, of_entries
 from .conversation import Conversation, Turn
 from .image_store import ImageStore
 from .instance import Instance
@@ -235,7 +235,7 @@ class Database:
                 "figures": json.dumps(asdict(turn.figures)) if turn.figures else None,
                 "created": turn.created,
                 "thinking": json.dumps(asdict(turn.thinking)) if turn.thinking.text else None,
-                "images": json.dumps(_entries(turn.images)) if turn.images else None,
+                "images": json.dumps(entries_of(turn.images)) if turn.images else None,
                 "token_ids": json.dumps(turn.token_ids) if turn.token_ids else None,
                 "owner": self._instance.id if self._instance and turn.status == "streaming" else None,
             }
@@ -268,7 +268,10 @@ class Database:
                     "system_prompt": conversation.system_prompt,
                     "leaf_id": conversation.leaf_id,
                     "queue": json.dumps(
-                        [{"text": turn.text, "images": _entries(turn.images)} for turn in conversation.queue]
+                        [
+                            {"text": turn.text, "images": entries_of(turn.images)}
+                            for turn in conversation.queue
+                        ]
                     ),
                     "overrides": json.dumps(conversation.overrides),
                     "unread_id": conversation.unread_id,
@@ -352,10 +355,7 @@ class Database:
 
     async def _read_images(self, entries: list[dict[str, Any]]) -> tuple[Attachment, ...]:
         """The images of a message, from what the database has of them."""
-        known = [
-            Attachment(entry["name"], (entry["width"], entry["height"]), entry["sha256"]) for entry in entries
-        ]
-        return tuple([await asyncio.to_thread(self._images.get, image) for image in known])
+        return tuple([await asyncio.to_thread(self._images.get, image) for image in of_entries(entries)])
 
     async def prompts(self, limit: int) -> list[str]:
         """What the user has sent last in all conversations, each text once, the newest at the end."""
@@ -545,11 +545,3 @@ def _figures(stored: str | None) -> Usage | None:
 
 def _thinking(stored: str | None) -> Thinking:
     return Thinking() if stored is None else Thinking(**json.loads(stored))
-
-
-def _entries(images: Iterable[Attachment]) -> list[dict[str, Any]]:
-    """What the database has of images; their content is in the image store."""
-    return [
-        {"name": image.name, "sha256": image.sha256, "width": image.size[0], "height": image.size[1]}
-        for image in images
-    ]

@@ -6,12 +6,13 @@ import contextlib
 import json
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from ..models.errors import UserError
-from .attachments import Attachment
+from .attachments import Attachment, entries_of, of_entries
 from .files import replace_file
 from .image_store import ImageStore
 from .text import inert
@@ -33,36 +34,36 @@ class Draft:
         """What the file has: the text, and the images, which may be known by name alone."""
         self._paths = [path, *(path.with_stem(f"{path.stem}-{number}") for number in range(2, MOST + 1))]
         self._one_write = threading.Lock()
-        self._take(path)
+        self._be(path)
 
-    def _take(self, path: Path) -> None:
+    def _be(self, path: Path) -> None:
         self._path = path
         self._copies = ImageStore(path.with_name(f"{path.stem}-images"))
         self._lock = FileLock(path.with_name(f"{path.name}.lock"), thread_local=False)
 
+    def _take(self, path: Path) -> bool:
+        """Lock the file at `path` and read it; False where another instance has it, or the disk has none."""
+        self._be(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(blocking=False)
+        except (Timeout, OSError):
+            return False
+        with contextlib.suppress(OSError, ValueError):
+            self.kept = _parsed(path.read_text(encoding="utf-8"))
+        return True
+
     def read(self) -> str:
         """The text that an instance left behind which runs no more; mostly empty."""
-        free = None
         for path in self._paths:
-            if free is not None and not path.exists():
-                continue
-            self._take(path)
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._lock.acquire(blocking=False)
-            except (Timeout, OSError):
-                continue
-            with contextlib.suppress(OSError, ValueError):
-                self.kept = _parsed(path.read_text(encoding="utf-8"))
-            if any(self.kept):
-                return self.kept[0]
-            self._lock.release()
-            free = free or path
-        if free is not None:
-            self._take(free)
-            with contextlib.suppress(Timeout, OSError):  # then nothing is kept
-                self._lock.acquire(blocking=False)
-        return ""
+            if path.exists() and self._take(path):
+                if any(self.kept):
+                    return self.kept[0]
+                self._lock.release()
+        for path in self._paths:  # the first that is free; without one, nothing is kept
+            if self._take(path):
+                break
+        return self.kept[0]
 
     def read_images(self) -> Images:
         """Its images, without those whose copy is gone. Decodes them: not for the event loop."""
@@ -94,19 +95,19 @@ class Draft:
 
 
 def _written(text: str, images: Images) -> bytes:
-    known = [{"name": image.name, "size": image.size, "sha256": image.sha256} for image in images]
-    return json.dumps({"text": text, "images": known}, ensure_ascii=False).encode("utf-8", "replace")
+    content = json.dumps({"text": text, "images": entries_of(images)}, ensure_ascii=False)
+    return content.encode("utf-8", "replace")
 
 
 def _parsed(content: str) -> tuple[str, Images]:
     """What `_written` made. Raises ValueError for anything else."""
     try:
         known = json.loads(content)
-        images = [
-            Attachment(inert(image["name"]), (int(image["size"][0]), int(image["size"][1])), image["sha256"])
-            for image in known["images"]
-            if set(image["sha256"]) <= set("0123456789abcdef")  # the name of a file
-        ]
+        images = (
+            replace(image, name=inert(image.name), size=(int(image.size[0]), int(image.size[1])))
+            for image in of_entries(known["images"])
+            if set(image.sha256) <= set("0123456789abcdef")  # the name of a file
+        )
         return inert(known["text"]), tuple(images)
-    except (TypeError, KeyError, IndexError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"no draft: {error!r}") from None

@@ -114,6 +114,7 @@ def tile(
         return narrow
 
     def same_slice() -> Iterator[Options]:
+        # Of the tiles for few tokens as they are by then: a tuner comes to them first.
         wanted = tile(inputs, outputs, dtype, where, split=split)["SLICE"]
         return (each for each in candidates(inputs, outputs, where, split=split) if each["SLICE"] == wanted)
 
