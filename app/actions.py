@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
 
 from textual.binding import Binding
+
+_LIKE_A_COMMAND = re.compile("(/[a-z]+)( .*)?")
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ ACTIONS = (
 
 PROMPT_KEYS = (
     ("Enter", "Send"),
+    ("/", "Commands; Tab completes, Enter runs"),
     ("Alt+Enter Shift+Enter Ctrl+J", "New line"),
     ("Up Down", "Earlier messages, from an empty prompt"),
     ("Enter in a reply", "Queues; Esc pauses, Enter alone resumes"),
@@ -112,3 +118,24 @@ def slash_command(text: str) -> str | None:
     if action is None or (argument and not action.argument):
         return None
     return f"{action.name}({argument.strip()!r})" if argument else action.name
+
+
+def commands_like(text: str) -> list[Action]:
+    """The actions whose slash commands begin like `text`, first the one whose command it is."""
+    found = [action for action in ACTIONS if text and action.command.startswith(text)]
+    return sorted(found, key=lambda action: action.command != text)
+
+
+def no_command(text: str) -> str:
+    """Says that a text which looks like a command is none, such as a mistyped one; empty for a message."""
+    looks = _LIKE_A_COMMAND.fullmatch(text.rstrip())
+    if looks is None or slash_command(text) or Path(looks[1]).exists():  # /home, for one
+        return ""
+    command, commands = looks[1], [action.command for action in ACTIONS if action.command]
+    if command in commands:
+        what = f"{command} takes nothing after it."
+    elif near := get_close_matches(command, commands, n=1):
+        what = f"There is no command {command}: did you mean {near[0]}?"
+    else:
+        what = f"There is no command {command}: /help lists them."
+    return f"{what} With a space before it, it is sent as a message."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..models.errors import UserError
 from ..models.units import format_bytes
-from .actions import ACTIONS
+from .actions import ACTIONS, no_command
 from .incoming import written_paths
 from .library import NO_MODEL, scan
 from .text import format_time
@@ -58,6 +58,8 @@ class Commands:
             known[1](argument.strip())
         elif any(action.command == command for action in ACTIONS):
             raise UserError(f"{command} is for the full-screen app: lite-llama-tui opens that.")
+        elif wrong := no_command(text):
+            raise UserError(wrong)
         else:
             return None
         return True

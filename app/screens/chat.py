@@ -11,14 +11,15 @@ from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.widgets import Footer, Static, TextArea
+from textual.widgets import Footer, OptionList, Static, TextArea
 
 from ...engine.events import EngineFigures, ModelInfo
 from ...engine.request import Role
 from ...models.errors import UserError
 from .. import editor, keymap
-from ..actions import ACTIONS, slash_command
+from ..actions import ACTIONS, no_command, slash_command
 from ..attachments import Attachment
+from ..completion import Completion, completions
 from ..controller import STILL_WRITING, Controller
 from ..conversation import Turn
 from ..draft import Draft
@@ -47,6 +48,7 @@ from ..events import (
 from ..machine import Machine, MachineLoad
 from ..text import inert, one_line
 from ..widgets.chat_list import ChatList
+from ..widgets.commands import CommandList
 from ..widgets.markdown_parser import code_blocks
 from ..widgets.message import offer
 from ..widgets.prompt import PromptInput
@@ -71,7 +73,7 @@ class ChatScreen(AttachingScreen[None]):
         for action in ACTIONS
         if action.keys and action.name != "app.quit"  # everywhere
     ]
-    VERTICAL_BREAKPOINTS = [(0, "-short"), (12, "-tall")]  # noqa: RUF012 - declared so by Textual
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (12, "-tall"), (20, "-high")]  # noqa: RUF012 - declared so by Textual
     HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (50, "-narrow"), (100, "-wide")]  # noqa: RUF012
 
     def __init__(self, controller: Controller, draft: Draft) -> None:
@@ -93,6 +95,7 @@ class ChatScreen(AttachingScreen[None]):
         self._offer = Static(id="offer", markup=False)
         self._offer.display = False
         self._queue = QueuedMessages()
+        self._commands = self._prompt.commands = CommandList(self._completions)
         self._telemetry = Telemetry()
         self._meter_label = ContextLabel()
         self._meter = ContextMeter()
@@ -106,6 +109,7 @@ class ChatScreen(AttachingScreen[None]):
             yield self._offer
             yield self._queue
             yield self._attachment_bar
+            yield self._commands
             yield self._prompt
             with Horizontal(id="status"):
                 yield self._telemetry
@@ -278,6 +282,7 @@ class ChatScreen(AttachingScreen[None]):
 
     @on(TextArea.Changed)
     def _count_draft(self) -> None:
+        self._commands.look_up(self._prompt.text)
         self.controller.set_draft(self._prompt.text, self.attachments.items)
 
     @on(PromptInput.Submitted)
@@ -290,10 +295,23 @@ class ChatScreen(AttachingScreen[None]):
         elif action := slash_command(event.text):
             self._prompt.text = ""
             await self.run_action(action)
+        elif wrong := no_command(event.text):
+            self.notify(wrong, severity="warning", markup=False)
         elif self._edited is not None and self.controller.replying:
             self.notify(STILL_WRITING, severity="warning")
         elif self._edited is not None or not self._still_reading():
             await self._send(event.text, images)
+
+    def _completions(self, text: str) -> list[Completion]:
+        return completions(text, self.controller.settings, self.controller.own_settings)
+
+    @on(OptionList.OptionSelected, "#commands")
+    def _completion_clicked(self, event: OptionList.OptionSelected) -> None:
+        text = self._commands.completed(event.option_index).text
+        self._prompt.focus()
+        self._prompt.show(text)
+        if not text.endswith(" "):
+            self._prompt.post_message(PromptInput.Submitted(text))
 
     async def _send(self, text: str, images: tuple[Attachment, ...]) -> None:
         """Send what is in the prompt: a message, or the new version of a turn, whose images stay its own."""

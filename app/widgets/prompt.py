@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from textual import events
 from textual.binding import Binding, BindingType
@@ -14,6 +15,9 @@ from textual.widgets import TextArea
 
 from ..incoming import image_paths
 from ..text import inert
+
+if TYPE_CHECKING:  # it knows the keys of all actions, which know those of the prompt
+    from .commands import CommandList
 
 # Many terminals cannot tell Shift+Enter from Enter, and on some Ctrl+J is Enter, hence three of them.
 NEW_LINE_KEYS = ("alt+enter", "shift+enter", "ctrl+j")
@@ -56,6 +60,8 @@ class PromptInput(TextArea):
         )
         self.queued = False
         """Whether messages wait to be sent: then Up means the last of them."""
+        self.commands: CommandList | None = None
+        """Completes what begins with a slash."""
         self._sent: list[str] = []
         self._recalled: int | None = None
 
@@ -128,6 +134,14 @@ class PromptInput(TextArea):
 
     async def _on_key(self, event: events.Key) -> None:
         # All of it here: Textual looks up bindings later, after keys that were typed fast have gone in.
+        completed = self.commands.press(event.key, self.text) if self.commands else None
+        if completed is not None:
+            event.stop()
+            event.prevent_default()
+            if completed != self.text:
+                self.show(completed)
+            if event.key != "enter" or completed.endswith(" "):
+                return
         if event.key == "enter" or event.key in NEW_LINE_KEYS:
             event.stop()
             event.prevent_default()  # TextArea's own handler would start a new line on Enter

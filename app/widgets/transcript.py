@@ -202,7 +202,7 @@ def _hint() -> Content:
         " sends   ",
         ("Alt+Enter", "$text-primary"),
         " new line\n",
-        ("Ctrl+P", "$text-primary"),
+        ("/", "$text-primary"),
         " commands   ",
         (keymap.key("app.help"), "$text-primary"),
         " help",

@@ -88,6 +88,8 @@ def play(engine, state):
         ("sidebar", LARGE, DARK),
         ("sidebar", LARGE, LIGHT),
         ("queue", SMALL, LIGHT),
+        ("commands", SMALL, DARK),
+        ("commands", LARGE, LIGHT),
         ("figures", SMALL, DARK),
         ("figures", SMALL, LIGHT),
         ("figures", LARGE, DARK),
@@ -162,6 +164,9 @@ def test_chat_looks_as_accepted(
         if state == "sidebar":
             await pilot.press("ctrl+b")
             await until(pilot, lambda: app.screen.query_one(OptionList).option_count == 1)
+        if state == "commands":
+            await pilot.press("slash", "s", "down")
+            await until(pilot, lambda: " 62 / " in str(app.query_one("#context").render()))
         if state == "queue":
             for text in ("And alpacas?", "Compare the two, please.\nIn a table.", "Thanks", "Bye"):
                 prompt.text = text

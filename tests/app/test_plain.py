@@ -125,6 +125,12 @@ def test_retry_continue_and_edit_work_on_the_tree(script, engine, paths):
     assert texts == {"Hi", "first", "second and more", "Hello", "to the edited"}
 
 
+def test_what_is_mistyped_is_not_sent(script, engine):
+    printed = script("/serch llama", " /serch llama", code=1)
+    assert "There is no command /serch: did you mean /search?" in printed
+    assert [request.messages[-1].content for request in engine.requests] == [" /serch llama"]
+
+
 def test_chats_are_listed_searched_and_opened(script, engine):
     engine.reply("Paris.")
     script("The capital of France?")
