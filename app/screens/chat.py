@@ -93,7 +93,6 @@ class ChatScreen(AttachingScreen[None]):
         self._header = Header()
         self._transcript = Transcript(id="transcript")
         self._offer = Static(id="offer", markup=False)
-        self._offer.display = False
         self._queue = QueuedMessages()
         self._commands = self._prompt.commands = CommandList(self._completions)
         self._telemetry = Telemetry()
@@ -212,7 +211,7 @@ class ChatScreen(AttachingScreen[None]):
             case ModelOffered(name):
                 text = Content(f"This chat was with {one_line(name or '')}   ")
                 self._offer.update(text + offer("use it again", "use_own_model"))
-                self._offer.display = name is not None
+                self._offer.set_class(name is not None, "-shown")
             case ContextUsed(used, limit):
                 self._meter_label.show(used, limit)
                 self._meter.show(used, limit)

@@ -20,7 +20,6 @@ class QueuedMessages(Static):
 
     def __init__(self) -> None:
         super().__init__(id="queue", markup=False)
-        self.display = False
 
     def show(self, messages: Sequence[Turn], paused: bool) -> None:
         lines = []
@@ -38,7 +37,7 @@ class QueuedMessages(Static):
             ),
         )
         self.update(Content("\n").join(lines))
-        self.display = bool(messages)
+        self.set_class(bool(messages), "-shown")
 
 
 def _images(message: Turn) -> Content:

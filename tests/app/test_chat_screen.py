@@ -655,6 +655,12 @@ async def test_it_works_at_every_size(chat, engine, size):
         for key in ("f1", "ctrl+o"):
             await c.pilot.press(key)
             await c.pilot.press("escape")
+        engine.reply("Half", hold_after=1)
+        for text in ("Sent", "One", "Two", "Three", "Four"):
+            await c.send(text)
+        await c.until(lambda: "Queued: 4" in c.text_of("#queue"))
+        assert c.prompt.region.height >= 1
+        assert c.prompt.region.bottom <= size[1]
         await c.pilot.resize_terminal(30, 8)
         await c.pilot.resize_terminal(100, 30)
         await c.until(lambda: c.app.screen.query_one("#header").display)
