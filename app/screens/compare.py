@@ -12,7 +12,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Footer, Static
 
-from ..actions import named
+from ..actions import named, no_command, slash_command
 from ..compare import Comparison, Side
 from ..conversation import Conversation
 from ..events import ControllerEvent, PromptReturned, TurnAdded
@@ -66,17 +66,20 @@ class CompareScreen(AttachingScreen[Conversation | None]):
 
     @on(PromptInput.Submitted)
     async def _submit(self, event: PromptInput.Submitted) -> None:
+        text, images = event.text, self.attachments.items
         if self._comparison.running:
             self.notify("The replies are still being written: wait, or stop them with Esc.")
-        elif not self._attach_instead(event.text) and not self._still_reading():
-            images = self.attachments.items
-            if event.text or images:
-                self._prompt.sent(event.text)
-                self.attachments.put()
-                left, right = (view.side for view in self._sides)
-                turn = self._comparison.start(event.text, images, (left, right), self._told)
-                await self._asked.remove_children()
-                await self._asked.mount(UserMessage(Conversation(), turn))
+        elif self._attach_instead(text):
+            return
+        elif slash_command(text) or no_command(text):
+            self.notify("Commands are for the chat: Esc leads back to it.", severity="warning")
+        elif not self._still_reading() and (text or images):
+            self._prompt.sent(text)
+            self.attachments.put()
+            left, right = (view.side for view in self._sides)
+            turn = self._comparison.start(text, images, (left, right), self._told)
+            await self._asked.remove_children()
+            await self._asked.mount(UserMessage(Conversation(), turn))
 
     @work(exclusive=True, group="end")
     async def action_back(self) -> None:

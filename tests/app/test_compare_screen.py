@@ -216,6 +216,15 @@ async def test_escape_stops_both_and_then_closes(compare, engine):
         assert summary.title == "Count."
 
 
+@pytest.mark.parametrize("text", ["/settings", "/serch llamas"])
+async def test_a_command_is_not_sent(compare, engine, text):
+    async with compare() as c:
+        await c.send(text)
+        await c.until(lambda: c.chat.notices() == ["Commands are for the chat: Esc leads back to it."])
+        assert c.prompt.text == text
+        assert engine.requests == []
+
+
 async def test_a_failure_is_told_in_its_column(compare, engine, second_engine):
     second_engine.unloadable["other"] = "other does not fit: 3 GB needed, 1 GB free."
     async with compare() as c:
