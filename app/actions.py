@@ -28,7 +28,8 @@ class Action:
     anywhere: bool = False
     """Whether the palette offers it over other screens too."""
     argument: str = ""
-    """What may follow the slash command, such as PATH; the action takes it as a string."""
+    """What follows the slash command, such as NAME, in brackets if it can be left out; the action takes it
+    as a string."""
     turn_keys: str = ""
     """The keys while a turn is selected; such an action is about that turn, else about the last it suits."""
 
@@ -54,19 +55,19 @@ class Action:
 ACTIONS = (
     Action("app.help", "Help", "keys and commands", "f1,ctrl+question_mark", "Help", "/help"),
     Action("app.settings", "Settings", "sampling, prompt, device", "f2", "Settings", "/settings"),
-    Action("app.models", "Models", "load another one, add one", "f3", "Models", "/model"),
+    Action("app.models", "Models", "load another one, add one", "f3", "Models", "/model", argument="[NAME]"),
     Action("app.images", "Images", "attach, look, remove", "f4", "Images", "/image"),
     Action("app.compare", "Compare", "two models or settings, one prompt", "ctrl+s", "", "/compare"),
     Action("app.figures", "Figures", "speed and memory", "f9", "", "/figures"),
     Action("new_conversation", "New chat", "an empty conversation", "ctrl+n", "New", "/new"),
     Action("app.conversations", "Open chat", "or rename, delete one", "ctrl+o", "Open", "/open"),
     Action("sidebar", "Sidebar", "all chats beside this one", "ctrl+b", command="/chats"),
-    Action("app.search", "Search", "in all chats", "f8,ctrl+shift+f", "", "/search"),
+    Action("app.search", "Search", "in all chats", "f8,ctrl+shift+f", "", "/search", argument="[WORDS]"),
     Action("override", "Set for this chat", "such as temperature 0.2", command="/set", argument="NAME VALUE"),
     Action("app.preset", "Preset", "named settings for this chat", command="/preset", argument="NAME"),
-    Action("system_prompt", "System prompt", "of this chat", command="/system", argument="TEXT"),
+    Action("system_prompt", "System prompt", "of this chat", command="/system", argument="[TEXT]"),
     Action("use_own_model", "Its own model", "load what this chat was with", "ctrl+l", command="/own"),
-    Action("export", "Export", "to .md, .jsonl, .html", command="/export", argument="PATH"),
+    Action("export", "Export", "to .md, .jsonl, .html", command="/export", argument="[PATH]"),
     Action("import", "Import", "an exported file", command="/import", argument="PATH"),
     Action("retitle", "Retitle", "the model writes the title", command="/retitle"),
     Action("cancel", "Stop", "end the reply, keep its part", "escape", "", "/stop"),

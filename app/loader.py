@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..engine.events import Loaded, LoadFailed, LoadProgress, ModelInfo, Usage
+from ..models.units import format_bytes
 from .events import Listener, ModelFailed, ModelGone, ModelLoading, ModelReady, Told
 from .library import remember_speed, scan
 from .log import INTERNAL_ERROR
@@ -83,12 +84,22 @@ class ModelLoader:
 
         Tells what is wrong with the endpoints.
         """
-        library = await asyncio.to_thread(scan, self.models_dir)
-        endpoints, problems = await asyncio.to_thread(self._endpoints.load)
+        _, problems = await asyncio.to_thread(self._endpoints.load)
         for problem in problems:
             await self._tell(Told(problem))
-        names = [*(checkpoint.path.name for checkpoint in library.models), *endpoints]
+        names = await asyncio.to_thread(self.described)
         return wanted if wanted in names else next(iter(names), None)
+
+    def described(self) -> dict[str, str]:
+        """The models and endpoints that can be loaded, each with what it is; reads the disk."""
+        described = {}
+        for model in scan(self.models_dir).models:
+            remarks = [model.manifest.family, format_bytes(model.size)]
+            remarks += ["sees images"] if model.config.vision else []
+            described[model.path.name] = ", ".join(remarks)
+        # An endpoint goes before a model that has its name.
+        endpoints = self._endpoints.load()[0].values()
+        return described | {each.name: f"{each.model} at {each.host}" for each in endpoints}
 
     def has(self, name: str) -> bool:
         """Whether there is a model or an endpoint of that name; reads the disk."""

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..models.errors import UserError
-from ..models.units import format_bytes
 from .actions import ACTIONS, no_command
 from .incoming import written_paths
-from .library import NO_MODEL, scan
+from .library import NO_MODEL
 from .text import format_time
 
 if TYPE_CHECKING:
@@ -67,8 +66,8 @@ class Commands:
     def _help(self, _: str) -> None:
         for action in ACTIONS:
             if action.command in self._arguments or action.command == "/quit":
-                argument = self._arguments.get(action.command, ("",))[0]
-                self._chat.printer.say(f"{action.command} {argument}: {action.title}, {action.help}")
+                command = f"{action.command} {self._arguments.get(action.command, ('',))[0]}".strip()
+                self._chat.printer.say(f"{command}: {action.title}, {action.help}")
         self._chat.printer.say("/shorten: When the context is full, have the model read less of the chat")
         self._chat.printer.say("A backslash at a line's end, or three quotes around lines, join them.")
 
@@ -144,17 +143,7 @@ class Commands:
 
     def _model(self, wanted: str) -> None:
         chat = self._chat
-        endpoints = chat.endpoints.load()[0]
-        described = {
-            model.path.name: [
-                model.manifest.family,
-                format_bytes(model.size),
-                *(["sees images"] if model.config.vision else []),
-            ]
-            for model in scan(chat.paths.models).models
-            if model.path.name not in endpoints
-        }
-        described |= {name: [f"{endpoint.model} at {endpoint.host}"] for name, endpoint in endpoints.items()}
+        described = chat.controller.loader.described()
         names = list(described)
         if not names:
             raise UserError(NO_MODEL)
@@ -162,9 +151,9 @@ class Commands:
             name = wanted if wanted in names else names[_index(wanted, len(names))]
             chat.load(chat.controller.load_model(name))
             return
-        for place, (name, remarks) in enumerate(described.items(), start=1):
-            loaded = ["loaded"] if chat.controller.loader.name == name else []
-            chat.printer.say(f"{place}. {name}: {', '.join([*remarks, *loaded])}")
+        for place, (name, what) in enumerate(described.items(), start=1):
+            loaded = ", loaded" if chat.controller.loader.name == name else ""
+            chat.printer.say(f"{place}. {name}: {what}{loaded}")
         chat.printer.say("/model 1 loads the first.")
 
     def _image(self, path: str) -> None:

@@ -211,9 +211,14 @@ class LiteLlamaApp(App[None]):
     # Models
 
     @work(group="dialog", exclusive=True)
-    async def action_models(self) -> None:
+    async def action_models(self, wanted: str = "") -> None:
+        """Load the model of that name, or show those that there are."""
         from .screens.models import ModelChoice, ModelScreen
 
+        if wanted and await asyncio.to_thread(self.controller.loader.has, wanted):
+            return await self.controller.load_model(wanted)
+        if wanted:
+            await self._told(Told(f"There is no model {wanted}: these are those that there are."))
         chosen = None
         while True:
             screen = ModelScreen(self.paths, self.settings, self.controller.loader.model, chosen)
@@ -361,13 +366,13 @@ class LiteLlamaApp(App[None]):
 
     @work(group="dialog", exclusive=True)
     async def action_conversations(self) -> None:
-        await self._choose_conversation(search=False)
+        await self._choose_conversation()
 
     @work(group="dialog", exclusive=True)
-    async def action_search(self) -> None:
-        await self._choose_conversation(search=True)
+    async def action_search(self, words: str = "") -> None:
+        await self._choose_conversation(search=words)
 
-    async def _choose_conversation(self, *, search: bool) -> None:
+    async def _choose_conversation(self, search: str | None = None) -> None:
         chosen = await self.push_screen_wait(ConversationsScreen(self.controller, search=search))
         if chosen is not None:
             await self._chat.open_conversation(chosen.conversation_id, chosen.turn_id)

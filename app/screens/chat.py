@@ -302,11 +302,12 @@ class ChatScreen(AttachingScreen[None]):
             await self._send(event.text, images)
 
     def _completions(self, text: str) -> list[Completion]:
-        return completions(text, self.controller.settings, self.controller.own_settings)
+        controller = self.controller
+        return completions(text, controller.settings, controller.own_settings, controller.loader.described)
 
     @on(OptionList.OptionSelected, "#commands")
     def _completion_clicked(self, event: OptionList.OptionSelected) -> None:
-        text = self._commands.completed(event.option_index).text
+        text = self._commands.completed(event.option_index).chosen
         self._prompt.focus()
         self._prompt.show(text)
         if not text.endswith(" "):

@@ -12,9 +12,9 @@ from ..widgets.chat_list import ChatList
 
 
 class ConversationsScreen(ModalScreen[ChatList.Chosen | None]):
-    """Dismisses with what was chosen, or None. With `search` the cursor is in the search at first."""
+    """Dismisses with what was chosen, or None. With `search` the cursor is in the search, after it."""
 
-    def __init__(self, controller: Controller, *, search: bool = False) -> None:
+    def __init__(self, controller: Controller, *, search: str | None = None) -> None:
         super().__init__()
         self._list = ChatList(controller)
         self._search = search
@@ -26,7 +26,7 @@ class ConversationsScreen(ModalScreen[ChatList.Chosen | None]):
             yield self._list
 
     async def on_mount(self) -> None:
-        await self._list.enter(search=self._search)
+        await self._list.enter(self._search)
 
     @on(ChatList.Chosen)
     def _chosen(self, event: ChatList.Chosen) -> None:

@@ -92,10 +92,13 @@ class ChatList(Vertical):
     def _say(self, text: str) -> None:
         self._keys.update(Content(text))
 
-    async def enter(self, *, search: bool = False) -> None:
-        """Show the list as it is now, and take the focus."""
+    async def enter(self, search: str | None = None) -> None:
+        """Show the list as it is now, and take the focus; with the cursor in the search after `search`."""
+        if search:
+            self._search.value = search
+            self._search.action_end()
         await self.fill()
-        (self._search if search else self._options).focus()
+        (self._options if search is None else self._search).focus()
 
     async def on_key(self, event: events.Key) -> None:
         await type_into_field(event, self.screen, self._options, self._search)

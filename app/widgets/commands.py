@@ -48,8 +48,10 @@ class CommandList(OptionList, can_focus=False):
         if key == "down":
             self.action_cursor_down()
             return text
-        if key == "tab" or (key == "enter" and chosen.text.rstrip() != text.rstrip()):
-            return chosen.text
+        if key == "tab":
+            return chosen.begun
+        if key == "enter" and chosen.text != text.rstrip():
+            return chosen.chosen
         return None
 
     def completed(self, number: int) -> Completion:
@@ -59,7 +61,7 @@ class CommandList(OptionList, can_focus=False):
 
 def _entries(lines: Sequence[Completion]) -> list[Option]:
     """In columns."""
-    first = [Content(line.text).stylize("$text-primary") + Content(line.argument) for line in lines]
+    first = [Content(line.begun).stylize("$text-primary") + Content(line.argument) for line in lines]
     second = [Content(one_line(line.what)) for line in lines]
     width = [max((each.cell_length for each in column), default=0) + GAP for column in (first, second)]
     return [

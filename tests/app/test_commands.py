@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 from textual import events
+from textual.widgets import Input
 
 from lite_llama.app.actions import ACTIONS, commands_like, no_command
+from lite_llama.app.screens.chat import ChatScreen
+from lite_llama.app.screens.conversations import ConversationsScreen
 from lite_llama.app.screens.help import HelpScreen
+from lite_llama.app.screens.models import ModelScreen
 from lite_llama.app.screens.settings import SettingsScreen
 from lite_llama.app.widgets.commands import CommandList
 
@@ -31,7 +35,7 @@ async def test_a_slash_lists_all_commands_and_letters_narrow_them(chat):
                 lines(c)
                 == [
                     "/settings Settings: sampling, prompt, device F2",
-                    "/search Search: in all chats F8",
+                    "/search [WORDS] Search: in all chats F8",
                     "/set NAME VALUE Set for this chat: such as temperature 0.2",
                 ]
             )
@@ -108,6 +112,34 @@ async def test_presets_are_completed(chat):
         await c.pilot.press("m", "enter")
         await c.until(lambda: c.app.controller.own_settings == {"min_p": 0.4})
         assert c.prompt.text == ""
+
+
+async def test_models_are_completed_and_loaded(chat, engine, make_model):
+    make_model("Other-1B")
+    async with chat(settings='model = "tiny"\n') as c:
+        await c.pilot.press("slash", *"mod", "tab")
+        assert c.prompt.text == "/model "
+        await c.until(lambda: [line.split()[1] for line in lines(c)] == ["Other-1B", "tiny"])
+        await c.pilot.press("o", "enter")
+        await c.until(lambda: c.app.controller.loader.name == "Other-1B")
+        assert c.prompt.text == ""
+        assert [load.path.name for load in engine.loads] == ["tiny", "Other-1B"]
+        await c.send("/model nowhere")
+        await c.screen(ModelScreen)
+        assert "There is no model nowhere: these are those that there are." in c.notices()
+
+
+async def test_words_to_search_for_may_follow(chat):
+    async with chat() as c:
+        await c.ask("The llama")
+        await c.send("/new")
+        await c.ask("The horse")
+        await c.send("/search horse")
+        await c.screen(ConversationsScreen)
+        assert c.app.screen.query_one("#search", Input).value == "horse"
+        await c.pilot.press("backspace", "enter")
+        await c.screen(ChatScreen)
+        assert c.shown()[0] == "The horse"
 
 
 async def test_a_line_that_is_clicked_runs_or_waits(chat):
