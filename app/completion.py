@@ -1,4 +1,4 @@
-"""What can be completed in the prompt: slash commands, and what follows `/set` and `/preset`."""
+"""What can be completed in the prompt: slash commands, and the names that some of them take."""
 
 from __future__ import annotations
 

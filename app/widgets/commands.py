@@ -61,7 +61,10 @@ class CommandList(OptionList, can_focus=False):
 
 def _entries(lines: Sequence[Completion]) -> list[Option]:
     """In columns."""
-    first = [Content(line.begun).stylize("$text-primary") + Content(line.argument) for line in lines]
+    first = [
+        Content(one_line(line.text)).stylize("$text-primary") + Content(f" {line.argument}".rstrip())
+        for line in lines
+    ]
     second = [Content(one_line(line.what)) for line in lines]
     width = [max((each.cell_length for each in column), default=0) + GAP for column in (first, second)]
     return [
