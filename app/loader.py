@@ -84,10 +84,11 @@ class ModelLoader:
 
         Tells what is wrong with the endpoints.
         """
-        _, problems = await asyncio.to_thread(self._endpoints.load)
+        library = await asyncio.to_thread(scan, self.models_dir)
+        endpoints, problems = await asyncio.to_thread(self._endpoints.load)
         for problem in problems:
             await self._tell(Told(problem))
-        names = await asyncio.to_thread(self.described)
+        names = [*(checkpoint.path.name for checkpoint in library.models), *endpoints]
         return wanted if wanted in names else next(iter(names), None)
 
     def described(self) -> dict[str, str]:

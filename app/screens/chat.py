@@ -307,11 +307,8 @@ class ChatScreen(AttachingScreen[None]):
 
     @on(OptionList.OptionSelected, "#commands")
     def _completion_clicked(self, event: OptionList.OptionSelected) -> None:
-        text = self._commands.completed(event.option_index).chosen
         self._prompt.focus()
-        self._prompt.show(text)
-        if not text.endswith(" "):
-            self._prompt.post_message(PromptInput.Submitted(text))
+        self._prompt.take(self._commands.completed(event.option_index).chosen)
 
     async def _send(self, text: str, images: tuple[Attachment, ...]) -> None:
         """Send what is in the prompt: a message, or the new version of a turn, whose images stay its own."""

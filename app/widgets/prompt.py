@@ -128,6 +128,12 @@ class PromptInput(TextArea):
         self.text = text
         self.move_cursor(self.document.end)
 
+    def take(self, completed: str) -> None:
+        """Put in what a completion gives, and send it unless it ends in a space: then more has to follow."""
+        self.show(completed)
+        if not completed.endswith(" "):
+            self._submit()
+
     def _put(self, text: str) -> None:
         result = self.replace(text, *self.selection, maintain_selection_offset=False)
         self.move_cursor(result.end_location)
@@ -138,10 +144,11 @@ class PromptInput(TextArea):
         if completed is not None:
             event.stop()
             event.prevent_default()
-            if completed != self.text:
+            if event.key == "enter":
+                self.take(completed)
+            elif completed != self.text:
                 self.show(completed)
-            if event.key != "enter" or completed.endswith(" "):
-                return
+            return
         if event.key == "enter" or event.key in NEW_LINE_KEYS:
             event.stop()
             event.prevent_default()  # TextArea's own handler would start a new line on Enter
